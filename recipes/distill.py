@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -29,21 +30,25 @@ def start(
 ) -> DistillationRun:
     """The run, at the step saved in its folder."""
     teachers = teachers_of_run(options)
-    config, run = policy.model.config, recipe.run
+    config, run, problems = policy.model.config, recipe.run, recipe.problems
+    found = Teachers(teachers, options.run_dir / "hidden", config.vocab_size, run.numerics, run.device)
+    found.check(problems.asked(problems.rows(rewarded=False)), options.model)
     return DistillationRun(
-        policy, recipe.optimizer.optimizer(policy.model, config), recipe.source(),
-        Teachers(teachers, options.run_dir / "hidden", config.vocab_size, run.numerics, run.device), recipe.loop(),
+        policy, recipe.optimizer.optimizer(policy.model, config), recipe.source(), found, recipe.loop(),
         recipe.settings(), options.run_dir, console,
         service=recipe.service.service(recipe, options.model, options.run_dir, console),
     )  # fmt: skip
 
 
 def teachers_of_run(options: argparse.Namespace) -> dict[str, Teacher]:
-    """Teachers of the command line; of a run that goes on, those that it began with. ValueError if they differ."""
-    given = dict(map(read_teacher, options.teacher))
+    """Teachers of the command line; of a run that goes on, those that it began with.
+
+    ValueError if they differ, or a domain has two.
+    """
+    given = read_teachers(options.teacher)
     path: Path = options.run_dir / TEACHERS
     if options.resume and path.exists():
-        began = dict(map(read_teacher, path.read_text(encoding="utf-8").splitlines()))
+        began = read_teachers(path.read_text(encoding="utf-8").splitlines())
         if given and noted(given) != noted(began):
             raise ValueError(f"--resume: the run in {options.run_dir} began with --teacher {' '.join(noted(began))}")
         return began
@@ -54,6 +59,16 @@ def teachers_of_run(options: argparse.Namespace) -> dict[str, Teacher]:
 def noted(teachers: dict[str, Teacher]) -> list[str]:
     """Teachers as arguments that mean the same in any folder."""
     return [f"{domain}={teacher.folder.resolve()}:{teacher.weight!r}" for domain, teacher in sorted(teachers.items())]
+
+
+def read_teachers(texts: Sequence[str]) -> dict[str, Teacher]:
+    """Teachers by domain. ValueError for a domain with two."""
+    found: dict[str, Teacher] = {}
+    for domain, teacher in map(read_teacher, texts):
+        if domain in found:
+            raise ValueError(f"--teacher {domain} is {found[domain].folder} and {teacher.folder}; allowed: one")
+        found[domain] = teacher
+    return found
 
 
 def read_teacher(text: str) -> tuple[str, Teacher]:

@@ -27,7 +27,7 @@ from dsv4.data.nano.build import NanoData, haystack_part, recall_part
 from dsv4.evals.held_out import HeldOut
 from dsv4.model_folder import resolve_model
 from dsv4.parallel.mesh import launched
-from dsv4.training.export import export_model
+from dsv4.training.export import check_target, export_model
 from dsv4.training.loop import Stage, Trainer
 from dsv4.training.nano_recipe import NanoRecipe, step_flops
 from dsv4.training.plan import FixedPlan, TimePlan
@@ -62,12 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     run_dir: Path = options.run_dir
     out: Path = options.out or run_dir / "model"
-    check_target(out)
     try:
         recipe = saved_recipe(run_dir, options.keys) if options.resume else given_recipe(options)
         if options.print_config:
             print(write_recipe(recipe), end="")
             return 0
+        check_target(out, run_dir)
         if recipe.data.corpus:
             data = NanoData(Path(recipe.data.corpus), run_dir / "data", recipe.data.seed, recipe.data.scale)
         elif recipe.sft.model.start is None:
@@ -83,20 +83,14 @@ def main(arguments: list[str] | None = None) -> int:
         parts = recipe.parts[: recipe.parts.index("sft")] if options.base_only else recipe.parts
         for part in parts:
             run_part(recipe, part, run_dir, options.workers, console)
+        copy_model(run_dir / parts[-1] / "model", out)
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train nano --resume --run-dir {run_dir}", file=sys.stderr)
         return stopped.status
     except STOPPED as error:
         raise SystemExit(f"training stopped: {error}") from error
-    copy_model(run_dir / parts[-1] / "model", out)
     console.print(f"model folder: {out}", highlight=False)
     return 0
-
-
-def check_target(out: Path) -> None:
-    """Refuse `out`, before hours of training, if it is neither new, empty nor a model folder: exporting replaces it."""
-    if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise SystemExit(f"--out: {out} holds something else than a model; give a new, an empty or a model folder")
 
 
 def given_recipe(options: argparse.Namespace) -> NanoRecipe:
@@ -222,11 +216,8 @@ def choose_losses(stages: Sequence[Stage], loss: str) -> list[Stage]:
 
 def copy_model(source: Path, out: Path) -> None:
     """Copy a model folder to `out`, all or nothing."""
-    unfinished = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(source, unfinished)
-    shutil.rmtree(out, ignore_errors=True)
-    unfinished.rename(out)
+    with new_folder(out, overwrite=True) as unfinished:
+        shutil.copytree(source, unfinished, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

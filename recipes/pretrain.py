@@ -39,7 +39,7 @@ from dsv4.parallel.first_rank import on_first_rank
 from dsv4.parallel.mesh import launched, process_group
 from dsv4.parallel.pieces import Values
 from dsv4.tokenizer import Tokenizer
-from dsv4.training.export import export_adapter, export_model, export_tensors
+from dsv4.training.export import check_target, export_adapter, export_model, export_tensors
 from dsv4.training.handover import has_state
 from dsv4.training.hash_routing import install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
@@ -119,7 +119,7 @@ def _train(options: argparse.Namespace, rank: int) -> int:
     recipe = resume_run(run_dir, options.recipe) if options.resume else given_recipe(options.recipe)
     check_ranks(recipe)
     check_device(recipe.run.device)
-    check_output(out)
+    check_target(out, run_dir)
     with nullcontext() if options.resume or rank else kept_if_whole(run_dir):
         if not options.resume:
             given = recipe
@@ -170,13 +170,6 @@ def check_ranks(recipe: PretrainRecipe) -> None:
         degrees.check(int(os.environ["WORLD_SIZE"]), degrees.expert, degrees.pipeline)
     elif degrees.ranks > 1:
         raise ValueError(f"the recipe is for {degrees.ranks} ranks: start it by torchrun --nproc-per-node")
-
-
-def check_output(out: Path) -> None:
-    """OSError, before a run and not at its end, if the model folder could not be written."""
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    if not os.access(folder, os.W_OK):
-        raise OSError(f"the model folder {out} cannot be written: no right to write in {folder}; give another --out")
 
 
 def check_device(name: str) -> None:

@@ -20,6 +20,7 @@ from rich.console import Console
 from dsv4.checkpoint.atomic import DiskFullError, new_file, new_folder
 from dsv4.commands.recipe_flags import parse
 from dsv4.config import ModelConfig
+from dsv4.engine.loading import check_device
 from dsv4.evals.post_training_results import read_results, write_results
 from dsv4.evals.results_card import write_card
 from dsv4.evals.results_page import write_page
@@ -43,7 +44,7 @@ from dsv4.post_training.v4_command import repeated_command, show_command, withou
 from dsv4.post_training.v4_recipe import DOMAINS, SpecialistSection, V4Recipe, read_v4_recipe
 from dsv4.post_training.v4_run import RunFolders, tokens_of
 from dsv4.tokenizer.prompts import write_effort_ladder
-from dsv4.training.export import export_model
+from dsv4.training.export import check_target, export_model
 from dsv4.training.recipe import Section, read_recipe, write_recipe
 from dsv4.training.stopping import RunStoppedError
 
@@ -71,12 +72,12 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     run_dir: Path = options.run_dir
     out: Path = options.out or run_dir / "model"
-    nano.check_target(out)
     try:
         recipe = saved_recipe(run_dir, options) if options.resume else given_recipe(options)
         if options.print_config:
             print(write_recipe(recipe), end="")
             return 0
+        check_target(out, run_dir)
         recipe = check_recipe(recipe)
         if options.resume:
             record_origin(run_dir, recipe.device)
@@ -122,8 +123,9 @@ def saved_recipe(run_dir: Path, options: argparse.Namespace) -> V4Recipe:
 def check_recipe(recipe: V4Recipe) -> V4Recipe:
     """The recipe with whole paths of its models, so that a run is resumed from any folder.
 
-    ValueError, before hours of training, for a model, a corpus or a sandbox that is missing.
+    ValueError, before hours of training, for a device, a model, a corpus or a sandbox that is missing.
     """
+    check_device(recipe.device)
     models: dict[str, str] = {}
     for key in ("base_model", "sft_model"):
         name: str | None = getattr(recipe, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -12,7 +13,7 @@ from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.domains.registry import DomainProblems, mixed
 from dsv4.post_training.effort_names import EffortName
 from dsv4.post_training.efforts import EffortMode, EffortProblems, SomeEfforts
-from dsv4.post_training.problems import ProblemSource, TaskProblems
+from dsv4.post_training.problems import Problem, ProblemSource, TaskProblems
 from dsv4.post_training.rubric import RubricQuestion
 from dsv4.training.recipe import Section
 
@@ -48,7 +49,7 @@ class ProblemsSection(Section):
             if weights and len(weights) != len(names):
                 raise ValueError(f"{len(weights)} weights for {len(names)} {what}; allowed: none, or one each")
         if not self.data:
-            self._check_effort_domains(set())
+            self._check_effort_domains()
         if self.effort_domains and not self.efforts:
             raise ValueError(f"effort_domains is {', '.join(self.effort_domains)} without efforts; allowed: none")
         if self.efforts and self.thinking is False:
@@ -56,9 +57,13 @@ class ProblemsSection(Section):
             raise ValueError(f"efforts {names} without thinking; allowed: thinking=true, or left out")
         return self
 
-    def _check_effort_domains(self, rows: set[str]) -> None:
-        """ValueError for an effort_domain that is no task, no domain, and not of the domains of `rows`."""
-        allowed = (*self.tasks, *self.domains, *sorted(rows))
+    def asked(self, rows: Iterable[Problem] = ()) -> tuple[str, ...]:
+        """Domains of the problems: tasks, domains, and those of `rows`, the problems of the files."""
+        return (*self.tasks, *self.domains, *sorted({row.domain for row in rows}))
+
+    def _check_effort_domains(self, rows: Iterable[Problem] = ()) -> None:
+        """ValueError for an effort_domain of which no problem is asked."""
+        allowed = self.asked(rows)
         unasked = sorted({*self.effort_domains} - {*allowed})
         if unasked:
             raise ValueError(
@@ -81,7 +86,7 @@ class ProblemsSection(Section):
             parts.append((TaskProblems(tasks, self.seed, self.thinking), sum(tasks.values())))
         if self.data:
             rows = self.rows(rewarded)
-            self._check_effort_domains({row.domain for row in rows})
+            self._check_effort_domains(rows)
             parts.append((Rows(rows, self.seed), self.data_weight))
         return mixed(parts, self.seed)
 

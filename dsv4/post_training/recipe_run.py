@@ -14,6 +14,8 @@ from rich.console import Console
 
 from dsv4.checkpoint import load_model
 from dsv4.checkpoint.atomic import DiskFullError, kept_if_whole, new_file
+from dsv4.config import ModelConfig
+from dsv4.engine.loading import check_device
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
 from dsv4.post_training.data_problems import digests
@@ -23,7 +25,7 @@ from dsv4.post_training.policy_run import PolicyRun
 from dsv4.post_training.recipes import PolicyRecipe
 from dsv4.post_training.rollout_service.tables import ServiceError
 from dsv4.post_training.served_policy import ServedPolicy
-from dsv4.training.export import export_model
+from dsv4.training.export import check_target, export_model
 from dsv4.training.recipe import read_recipe, write_recipe
 from dsv4.training.state import StateError
 from dsv4.training.stopping import RunStoppedError
@@ -44,6 +46,8 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
         if options.print_config:
             print(write_recipe(recipe), end="")
             return 0
+        check_device(recipe.run.device)
+        check_target(out, run_dir)
         recipe.source()  # names what is wrong before the run's folder is made
         data = _data_notes(recipe, run_dir, options.resume)
         folder = options.model = _begun(run_dir, options) if options.resume else resolve_model(options.model)
@@ -58,19 +62,25 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
                     run_dir, recipe, folder, getattr(options, "notes", {}) | data
                 )  # now that nothing given was wrong
         run.run()
+        export_model(policy.model, tokenizer_files(folder, run_dir), out)
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train {name} --resume --run-dir {run_dir}", file=sys.stderr)
         return stopped.status
     except (ValueError, OSError, DiskFullError, UpdateError, StateError, ServiceError, MemoryError) as error:
         raise SystemExit(f"training stopped: {error}") from error
-    export_model(policy.model, tokenizer_files(folder, run_dir), out)
     console.print(f"model folder: {out}", highlight=False)
     return 0
 
 
 def make_policy(recipe: PolicyRecipe, folder: Path) -> ServedPolicy:
-    """The model to train, and the engine that serves it."""
+    """The model to train, and the engine that serves it. ValueError for a context that the model does not take."""
     run, sampling = recipe.run, recipe.sampling
+    longest = ModelConfig.from_pretrained(folder).max_position_embeddings
+    if not 2 <= sampling.max_model_len <= longest:
+        raise ValueError(
+            f"sampling.max_model_len is {sampling.max_model_len}; allowed: 2 to {longest}, the most positions of "
+            f"{folder}"
+        )
     model = load_model(folder, device=run.device, numerics=run.numerics, weights="widened").requires_grad_()
     model.mtp.requires_grad_(False)  # no loss reaches it: gradients of zero would be orthogonalized, and saved
     if not run.train_router:

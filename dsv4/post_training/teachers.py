@@ -7,9 +7,10 @@ in fp32 logits. They are those that the head reads, after the final norm.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 from safetensors import safe_open
@@ -20,8 +21,9 @@ from dsv4.checkpoint import load_model
 from dsv4.checkpoint.atomic import new_file
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.post_training.rollouts import Sampled, answer_hidden, packed
+from dsv4.tokenizer import Tokenizer
 
-HEAD = "head.weight"
+HEAD, TOKENIZER = "head.weight", "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,25 @@ class Teachers:
                         f"teacher {domain} ({teacher.folder}) has a vocabulary of {checkpoint.config.vocab_size}, the "
                         f"student of {vocab_size}; allowed: the same tokenizer"
                     )
+
+    def check(self, domains: Iterable[str], student: Path) -> None:
+        """ValueError, before a run, for a domain of problems without a teacher, or a teacher with another tokenizer.
+
+        That is one whose token ids spell other texts than those in the folder `student`; a folder without a tokenizer
+        is not compared.
+        """
+        for name in domains:
+            self.domain_of(name)
+        if not (student / TOKENIZER).is_file():
+            return
+        tokenizer = Tokenizer.from_pretrained(student)
+        for domain, teacher in self.teachers.items():
+            known = (teacher.folder / TOKENIZER).is_file()
+            if known and not Tokenizer.from_pretrained(teacher.folder).spells_as(tokenizer):
+                raise ValueError(
+                    f"teacher {domain} ({teacher.folder}) has another tokenizer than {student}: the same token ids are "
+                    "other texts; allowed: the same tokenizer"
+                )
 
     def domain_of(self, name: str) -> str:
         """Domain of the teacher for a problem of domain `name`: its own, else "default". ValueError without either."""
@@ -94,4 +115,4 @@ class Teachers:
         return self._resident[1]
 
     def _file(self, domain: str) -> Path:
-        return self.cache / f"{domain}.safetensors"
+        return self.cache / f"{quote(domain, safe='')}.safetensors"

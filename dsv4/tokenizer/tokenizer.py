@@ -94,6 +94,10 @@ class Tokenizer:
         """Spelling -> id of every added token."""
         return dict(self._added)
 
+    def spells_as(self, other: "Tokenizer") -> bool:
+        """True if every token id stands for the same bytes in both, and the same ids are special tokens."""
+        return self._bytes == other._bytes and self._added == other._added
+
     def special_id(self, spelling: str) -> int:
         """Return the id of a special token; KeyError names an unknown spelling."""
         if spelling not in self._added:

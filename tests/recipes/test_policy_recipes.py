@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -102,6 +103,52 @@ def test_wrong_input_is_named(words: list[str], message: str, folder: Path, tmp_
         grpo.main([str(folder), *words, "--run-dir", str(tmp_path / "run")])
 
 
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("run.device=cuda:99", "device is 'cuda:99'; torch finds"),
+        ("run.device=abacus", "device is 'abacus'; allowed: cpu"),
+        ("sampling.max_model_len=2000000", "sampling.max_model_len is 2000000; allowed: 2 to 1048576"),
+        ("sampling.max_model_len=1", "sampling.max_model_len is 1; allowed: 2 to"),
+    ],
+)
+def test_what_the_machine_or_the_model_lacks_is_named_before_the_run(
+    key: str, message: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        grpo.main([str(folder), TASKS, key, "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_is_no_model_is_refused_and_stays(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    run = tmp_path / "runs" / "grpo"
+    for out, message in (
+        (tmp_path / "notes", "notes holds something else than a model; give a new, an empty or a model folder"),
+        (tmp_path / "notes" / "mine.txt", "mine.txt holds something else than a model"),
+        (run, f"{run} holds the run in {run}, which it would replace"),
+        (run.parent, "which it would replace; give another folder"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            grpo.main([str(folder), TASKS, *SHORT, "--run-dir", str(run), "--out", str(out)])
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "mine" and not run.exists()
+
+
+def test_an_export_replaces_a_model_and_nothing_else(tmp_path: Path) -> None:
+    model, tokenizer = small_policy()[0].model, tokenizer_files(nano_path(), tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="a model folder to overwrite"):
+        export_model(model, tokenizer, out)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    (out / "config.json").write_text("{}")
+    export_model(model, tokenizer, out)
+    assert not (out / "mine.txt").exists() and serves(out)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "tokenizer"}
+
+
 def write_rows(path: Path, rows: list[dict]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -127,10 +174,10 @@ def test_problems_of_a_file_are_trained_on_and_belong_to_the_run(
 
 
 def test_prompts_of_a_file_are_distilled_on(folder: Path, tmp_path: Path) -> None:
-    data = write_rows(tmp_path / "p.jsonl", [{"prompt": "Say 1", "domain": "mine"}, {"prompt": "1 " * 600}])
-    words = [str(folder), "--teacher", f"mine={folder}", "--teacher", f"default={folder}", f"problems.data={data}"]
+    data = write_rows(tmp_path / "p.jsonl", [{"prompt": "Say 1", "domain": "mine/1"}, {"prompt": "1 " * 600}])
+    words = [str(folder), "--teacher", f"mine/1={folder}", "--teacher", f"default={folder}", f"problems.data={data}"]
     assert distill.main([*words, *SHORT, "--run-dir", str(tmp_path / "run")]) == 0
-    assert set(metrics(tmp_path / "run")[0]["kl_by_teacher"]) == {"mine"}
+    assert set(metrics(tmp_path / "run")[0]["kl_by_teacher"]) == {"mine/1"}
 
 
 def test_a_run_without_a_model_is_named(tmp_path: Path) -> None:
@@ -149,9 +196,21 @@ def test_the_config_is_printed_as_a_recipe(folder: Path, capsys: pytest.CaptureF
 
 def test_a_call_that_was_wrong_leaves_no_run(folder: Path, tmp_path: Path) -> None:
     words = [str(folder), TASKS, "--run-dir", str(tmp_path / "run")]
-    for teachers, message in (([], "no teachers"), (["--teacher", "default=none"], "no such folder")):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    definition = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = definition["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(definition))
+    for teachers, message in (
+        ([], "no teachers"),
+        (["default=none"], "no such folder"),
+        ([f"gcd={folder}"], "no teacher for problems of number_sorting; there are gcd"),
+        ([f"default={folder}", f"default={other}"], "--teacher default is .*model and .*other; allowed: one"),
+        ([f"default={other}"], "teacher default .*other. has another tokenizer than .*model: the same token ids"),
+    ):
         with pytest.raises(SystemExit, match=message):
-            distill.main([*words, *teachers])
+            distill.main([*words, *(word for teacher in teachers for word in ("--teacher", teacher))])
         assert not (tmp_path / "run").exists()
     with pytest.raises(SystemExit, match="the rollout queue nothing cannot be used"):
         grpo.main([*words, "service.workers=1", "service.url=nothing"])

@@ -223,6 +223,8 @@ def check_equal_tokens(run: Path) -> None:
         (["--base-model", str(nano_path()), "--sft-model", "x/y/z"], "sft_model is x/y/z, which is no model folder"),
         (["--sft-model", str(nano_path())], "sft_model without base_model"),
         (["--corpus", "none"], "none is no corpus"),
+        (["--base-model", str(nano_path()), "device=cuda:99"], "device is 'cuda:99'; torch finds"),
+        (["--base-model", str(nano_path()), "--out", str(Path(__file__).parent)], "holds something else than a model"),
     ],
 )
 def test_wrong_input_is_named(words: list[str], message: str, tmp_path: Path) -> None:
