@@ -61,6 +61,8 @@ def advantages(rewards: Sequence[float], groups: Sequence[Hashable], scale: Adva
         members.setdefault(group, []).append(place)
     found = [0.0] * len(rewards)
     for places in members.values():
+        if len({rewards[place] for place in places}) == 1:
+            continue  # their mean, rounded, may be another number: over a deviation of rounding it would be of size 1
         mean = sum(rewards[place] for place in places) / len(places)
         deviation = (sum((rewards[place] - mean) ** 2 for place in places) / len(places)) ** 0.5
         for place in places:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -141,8 +142,9 @@ def _verdict(problem: Problem, answer: str, rollout: Sampled) -> Verdict:
         else:
             explained = problem.explain(answer) if isinstance(problem, ExplainedProblem) else None
         value = problem.reward(answer) if explained is None else explained.value
+        finite = math.isfinite(value)
     except Exception as error:  # a reward is the user's code: the run goes on without this rollout
         return Verdict(None, f"the reward of {problem.domain} raised {type(error).__name__}: {error}")
-    if value - value != 0.0:  # infinite, or no number
+    if not finite:
         return Verdict(None, f"the reward of {problem.domain} is {value}; allowed: a finite number")
     return Verdict(value, reason="" if explained is None else explained.reason)

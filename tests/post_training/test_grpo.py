@@ -93,6 +93,7 @@ def test_advantages_are_within_the_group() -> None:
     rewards, groups = [1.0, 0.0, 5.0, 5.0, 2.0], ["a", "a", "b", "b", "c"]
     assert advantages(rewards, groups) == [0.5, -0.5, 0.0, 0.0, 0.0]
     assert advantages(rewards, groups, "std") == [1.0, -1.0, 0.0, 0.0, 0.0]
+    assert advantages([0.1] * 3, ["a"] * 3, "std") == [0.0] * 3  # whose rounded mean is another number
 
 
 @pytest.mark.parametrize(

@@ -134,9 +134,19 @@ def test_a_reward_that_raises_costs_its_rollouts_alone(tmp_path: Path, capsys: p
     assert "the reward of letters raised ZeroDivisionError: no unit tests" in capsys.readouterr().out
 
 
-def test_a_reward_that_is_no_number_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_run(tmp_path, replace(LOOP, steps=1), lambda text: float("nan")).run()
-    assert "the reward of letters is nan; allowed: a finite number" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (float("nan"), "the reward of letters is nan; allowed: a finite number"),
+        (None, "the reward of letters raised TypeError: must be real number, not NoneType"),
+    ],
+)
+def test_a_reward_that_is_no_number_is_named(
+    value: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, replace(LOOP, steps=1), lambda text: value)
+    run.run()
+    assert run.position.step == 1 and message in capsys.readouterr().out
 
 
 def test_a_kl_needs_a_reference(tmp_path: Path) -> None:
