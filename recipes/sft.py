@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from dsv4.commands.recipe_flags import parse
-from dsv4.data.records import MESSAGES, find_sources
+from dsv4.data.records import MESSAGES, NoRecordsError, find_sources
 from dsv4.data.shards import Counts
 from dsv4.data.tokenizing import ShardWriter
 from dsv4.model_folder import resolve_model
@@ -108,10 +108,23 @@ def run_samples(options: argparse.Namespace, place: list[str], data: list[str], 
 
 
 def write_samples(turns: list[TurnSource], folder: Path, options: argparse.Namespace) -> tuple[Counts, list[Refusal]]:
-    """Write the run's shards; their samples and tokens, and what was refused."""
+    """Write the run's shards; their samples and tokens, and what was refused. ValueError if no sample is left."""
     with shard_folder(options) as shards:
-        counts = ShardWriter(turns, folder, shards).run().counts
-    return counts, [refusal for source in turns for refusal in source.refusals]
+        try:
+            counts = ShardWriter(turns, folder, shards).run().counts
+        except NoRecordsError as error:
+            if not (refused := all_refusals(turns)):
+                raise
+            raise ValueError(
+                f"no sample is left: {len(refused):,} refused, the first {refused[0].place}: {refused[0].reason}; "
+                "--dry-run 0 lists all"
+            ) from error
+    return counts, all_refusals(turns)
+
+
+def all_refusals(turns: list[TurnSource]) -> list[Refusal]:
+    """What the reading of the sources has refused."""
+    return [refusal for source in turns for refusal in source.refusals]
 
 
 @contextmanager

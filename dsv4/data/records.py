@@ -32,6 +32,10 @@ class RecordError(ValueError):
     """A source holds no records, or one that is neither a text nor a conversation."""
 
 
+class NoRecordsError(RecordError):
+    """Sources hold no records at all."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A record, or what is wrong with it, and its place: the file and its line or row."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dsv4.checkpoint.atomic import clear_folder
 from dsv4.data.encoding import Encoded, RecordEncoder
-from dsv4.data.records import MESSAGES, Entry, Record, RecordError, Source
+from dsv4.data.records import MESSAGES, Entry, NoRecordsError, Record, RecordError, Source
 from dsv4.data.shards import (
     FORMAT,
     INDEX,
@@ -88,7 +88,7 @@ class ShardWriter:
         if pending.documents:
             done.append(self._write(len(done), pending, (len(self._sources), 0)))
         if not done:
-            raise RecordError(f"{', '.join(entry.name for entry in self._entries)}: no records")
+            raise NoRecordsError(f"{', '.join(entry.name for entry in self._entries)}: no records")
         counts = sum((entry.counts for entry in done), Counts())
         index = Index(
             self.fingerprint, self._tokenizer_sha256, self._vocab_size, self._dtype.name, counts, tuple(done),

@@ -123,7 +123,8 @@ def test_wrong_input_is_named(folder: Path, talks: Path, tmp_path: Path) -> None
         ([], "no model; give the folder of one, and data"),
         ([str(folder)], "no data; give files or folders"),
         ([str(folder), str(tmp_path / "none.jsonl")], "no such file or folder"),
-        ([str(folder), str(empty)], "no records"),
+        ([str(folder), str(empty)], f"no sample is left: 1 refused, the first {empty}:1: no JSON"),
+        ([str(folder), str(talks), "--out", str(tmp_path)], "holds something else than a model"),
         ([str(folder), str(talks), "optimizer.rat=1"], "the nearest key is optimizer.rate"),
         ([str(folder), str(talks), "--ids"], "--ids shows the tokens of a dry run"),
         ([str(folder), "--resume"], "--resume goes on with the run's own model"),
@@ -186,4 +187,4 @@ def test_one_of_two_ranks_writes_the_samples(folder: Path, talks: Path, tmp_path
     assert (tmp_path / "run" / "model" / "config.json").is_file()
     talks.write_text("{oops\n")
     ended = subprocess.run([*command, *words[:-1], str(tmp_path / "other"), *keys], **arguments)
-    assert ended.returncode != 0 and "rank 0 stopped: " in ended.stderr and "no records" in ended.stderr
+    assert ended.returncode != 0 and "rank 0 stopped: " in ended.stderr and "no sample is left" in ended.stderr
