@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 Check = Literal["exact", "math"]
 CHECKS: tuple[Check, ...] = get_args(Check)
+LONGEST = 1000  # characters of an expression; math-verify gives a longer one up some seconds later
 _BOXED = "\\boxed{"
 
 
@@ -27,14 +28,16 @@ def check_available(check: Check) -> None:
 def same_value(wanted: str, answer: str) -> bool:
     """True if math-verify finds the end of an answer equal to `wanted`.
 
-    The end is the last \\boxed{...}, else the last line. Where a number is wanted it has to hold one number, with
-    nothing to compute: an expression equals the answer of its own question.
+    The end is the last \\boxed{...}, else the last line; one of more than LONGEST characters is wrong. Where a number is
+    wanted it has to hold one number, with nothing to compute: an expression equals the answer of its own question.
     """
     from dsv4.post_training.domains.mathematics import NUMBER, same_number  # needs the tasks' package
 
     end = answer_end(answer)
     if NUMBER.fullmatch(wanted.strip()):
         return same_number(wanted, end)
+    if len(end) > LONGEST:
+        return False
     library: Any = import_module("math_verify")
     return bool(library.verify(_parsed(library, wanted), _parsed(library, end)))
 

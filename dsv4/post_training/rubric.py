@@ -16,7 +16,7 @@ from deepseek_recipe import Conversation, UserMessage
 from dsv4.post_training.problems import answer_of
 
 MAX_SCORE = 10
-_SCORE = re.compile(r"\s*score\s*:\s*(-?\d+)\s*", re.IGNORECASE)
+_SCORE = re.compile(r"\s*score\s*:\s*(-?\d{1,9})\s*", re.IGNORECASE)  # thousands of digits are no int of Python
 _MARK = "====="
 
 

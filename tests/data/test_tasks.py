@@ -155,6 +155,16 @@ def test_tool_calls_are_read_back(text: str, calls: list[dict[str, object]] | No
     assert parse_tool_calls(text) == calls
 
 
+@pytest.mark.parametrize("value", ["[" * 5000, "1" * 5000], ids=["deep", "long"])
+def test_json_that_python_does_not_read_is_a_wrong_answer(value: str) -> None:
+    """Not an error, which would end the sampling of episodes, or an evaluation."""
+    call = f'<｜DSML｜parameter name="a" string="false">{value}</｜DSML｜parameter>'
+    block = f'<｜DSML｜tool_calls>\n<｜DSML｜invoke name="add">\n{call}\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>'
+    assert parse_tool_calls(block) is None
+    task = TASKS["json_extraction"]
+    assert task.score(task.sample(1), value) == 0.0
+
+
 def test_a_wrong_tool_or_argument_scores_zero() -> None:
     task = TASKS["tool_call"]
     example = next(e for e in (task.sample(n) for n in range(100)) if e.tool_calls and e.tool_calls[0]["name"] == "add")

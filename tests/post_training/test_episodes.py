@@ -207,6 +207,17 @@ def test_tools_answer_mistakes_in_words() -> None:
         assert calculate(text).startswith("cannot be calculated"), text
 
 
+def test_a_result_that_has_no_tokens_is_told_in_its_escapes(tmp_path: Path) -> None:
+    """Half of a surrogate pair in an argument comes back in the tool's words."""
+    call = '<｜DSML｜parameter name="key" string="false">"\\ud800"</｜DSML｜parameter>'
+    block = f'<｜DSML｜tool_calls>\n<｜DSML｜invoke name="get">\n{call}\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>'
+    problem = ToolProblem("Get it.", Goal(answer="done"), {}, {}, "tools")
+    llm = Scripted(typed_turns(block, "done"))
+    (found,) = sample_episodes(llm, [(0, problem)], 1, PARAMS, 1, EpisodeLimits(), TrajectoryFiles(tmp_path / "e"))  # pyright: ignore
+    assert "no key \\ud800" in llm.tokenizer.decode(found.document)
+    assert found.error is None and found.outcome is not None and found.outcome.value == 1.0
+
+
 @needs_sandbox
 def test_the_shell_is_a_sandbox() -> None:
     environment = ShellEnvironment(Goal(files={"b.txt": "a\nb"}), {"a.txt": "b\na\n"})

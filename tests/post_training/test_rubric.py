@@ -32,6 +32,7 @@ LABELLED = JudgeQuestion("j1", "Say hello.", "Hello!", "A polite greeting.", 8, 
     [
         ("Good.\nScore: 7", 7), ("score : 10\n\n", 10), ("Score: 0", 0), ("Score: 11", None), ("Score: -1", None),
         ("Score: 7\nbut", None), ("7", None), ("", None), ("Score: 7/10", None), ("The score: 7", None),
+        (f"Score: {'1' * 5000}", None),
     ],
 )  # fmt: skip
 def test_a_score_is_the_last_line_or_none(text: str, score: int | None) -> None:

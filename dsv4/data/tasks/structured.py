@@ -31,6 +31,7 @@ TOOLS: dict[str, dict[str, Any]] = {
     },
 }
 
+UNREADABLE = (ValueError, RecursionError)  # errors of json.loads: numbers of thousands of digits, brackets as deep, too
 _INVOKE = re.compile(r'<｜DSML｜invoke name="([^"]*)">\n(.*?)</｜DSML｜invoke>', re.DOTALL)
 _PARAMETER = re.compile(r'<｜DSML｜parameter name="([^"]*)" string="(true|false)">(.*?)</｜DSML｜parameter>', re.DOTALL)
 
@@ -51,7 +52,7 @@ def parse_tool_calls(text: str) -> list[dict[str, Any]] | None:
                 continue
             try:
                 arguments[key] = json.loads(value)
-            except json.JSONDecodeError:
+            except UNREADABLE:
                 return None
         calls.append({"name": name, "arguments": arguments})
     return calls
@@ -177,7 +178,7 @@ class JsonExtraction(Task):
         """Compare the parsed object with the wanted one."""
         try:
             return float(json.loads(answer_text) == json.loads(example.answer))
-        except json.JSONDecodeError:
+        except UNREADABLE:
             return 0.0
 
 

@@ -186,7 +186,8 @@ def _take_turn(llm: Sampler, episode: _Episode, output: RequestOutput, limits: E
 
 def _result(episode: _Episode, call: dict, limits: EpisodeLimits) -> str:
     episode.calls += 1
-    text = episode.environment.call(call["name"], call["arguments"])
+    said = episode.environment.call(call["name"], call["arguments"])
+    text = said.encode(errors="backslashreplace").decode()  # half of a surrogate pair, of an argument, has no tokens
     return text if len(text) <= limits.result else f"{text[: limits.result]}... (cut)"
 
 

@@ -50,6 +50,8 @@ def test_every_kind_has_a_case() -> None:
 def test_words_and_sentences() -> None:
     assert words_of("It's 12 o'clock, well-known!") == ["It's", "12", "o'clock", "well", "known"]
     assert sentences_of("Hi there! So... no end") == ["Hi there!", "So..."]
+    assert sentences_of("... Hi.\n- ?! 2 + 2?") == ["Hi.", "2 + 2?"]
+    assert sentences_of("a" * 100_000) == []  # within the time of a test
     assert Constraint("words", 1).wording == "Use exactly 1 word."
 
 
