@@ -28,8 +28,8 @@ def check_available(check: Check) -> None:
 def same_value(wanted: str, answer: str) -> bool:
     """True if math-verify finds the end of an answer equal to `wanted`.
 
-    The end is the last \\boxed{...}, else the last line; one of more than LONGEST characters is wrong. Where a number is
-    wanted it has to hold one number, with nothing to compute: an expression equals the answer of its own question.
+    The end is the last \\boxed{...}, else the last line; one of more than LONGEST characters is wrong. Where a number
+    is wanted it has to hold one number, with nothing to compute: an expression equals the answer of its own question.
     """
     from dsv4.post_training.domains.mathematics import NUMBER, same_number  # needs the tasks' package
 
