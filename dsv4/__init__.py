@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dsv4.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from dsv4 import post_training
     from dsv4.checkpoint import CheckpointError
     from dsv4.checkpoint import load_model as load
     from dsv4.config import ModelConfig
@@ -28,9 +29,10 @@ __all__ = [
     "Tokenizer",
     "Transformer",
     "load",
+    "post_training",
 ]
 
-# Public name -> (module, name there).
+# Public name -> (module, name there), "" for the module.
 _LAZY = {
     "AsyncEngine": ("dsv4.engine", "AsyncEngine"),
     "CheckpointError": ("dsv4.checkpoint", "CheckpointError"),
@@ -40,6 +42,7 @@ _LAZY = {
     "Tokenizer": ("dsv4.tokenizer", "Tokenizer"),
     "Transformer": ("dsv4.model.transformer", "Transformer"),
     "load": ("dsv4.checkpoint", "load_model"),
+    "post_training": ("dsv4.post_training", ""),
 }
 
 

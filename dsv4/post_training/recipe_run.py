@@ -110,8 +110,9 @@ def tokenizer_files(folder: Path, run_dir: Path) -> Path:
 
 def _recipe(schema: type[R], options: argparse.Namespace) -> R:
     words: Sequence[str] = options.recipe
-    if options.model is not None and "=" in options.model and not Path(options.model).exists():
-        words, options.model = [options.model, *words], None  # the model was left out
+    first: str | None = options.model
+    if first is not None and ("=" in first or first.endswith(".toml")) and not Path(first).is_dir():
+        words, options.model = [first, *words], None  # the model was left out
     if options.resume:
         if words:
             raise ValueError(f"--resume goes on with the run's own recipe; without {' '.join(words)}")
@@ -119,7 +120,7 @@ def _recipe(schema: type[R], options: argparse.Namespace) -> R:
         if not path.is_file():
             raise ValueError(f"--resume: {options.run_dir} holds no run (no {RECIPE})")
         return read_recipe(schema, path)
-    if options.model is None:
+    if options.model is None and not options.print_config:
         raise ValueError("no model; give the folder of one before all keys")
     files = [word for word in words if "=" not in word]
     if len(files) > 1:

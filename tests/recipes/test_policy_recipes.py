@@ -181,7 +181,7 @@ def test_prompts_of_a_file_are_distilled_on(folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_run_without_a_model_is_named(tmp_path: Path) -> None:
-    for words in ([], [TASKS]):
+    for words in ([], [TASKS], ["my.toml"]):
         with pytest.raises(SystemExit, match="no model; give the folder of one before all keys"):
             grpo.main([*words, "--run-dir", str(tmp_path / "run")])
 
@@ -190,8 +190,9 @@ def test_the_config_is_printed_as_a_recipe(folder: Path, capsys: pytest.CaptureF
     assert grpo.main([str(folder), TASKS, "--print-config"]) == 0
     path = tmp_path / "recipe.toml"
     path.write_text(capsys.readouterr().out)
-    assert grpo.main([str(folder), str(path), "--print-config"]) == 0
-    assert capsys.readouterr().out == path.read_text()
+    for words in ([str(folder), str(path)], [str(path)], [TASKS]):
+        assert grpo.main([*words, "--print-config"]) == 0
+        assert capsys.readouterr().out == path.read_text()
 
 
 def test_a_call_that_was_wrong_leaves_no_run(folder: Path, tmp_path: Path) -> None:
