@@ -18,6 +18,7 @@ from dsv4.post_training.rubric import RubricQuestion
 from dsv4.training.recipe import Section
 
 Positive = Annotated[float, Field(gt=0.0)]
+Names = Files  # one name stands for a tuple of it, too
 
 
 class ProblemsSection(Section):
@@ -28,9 +29,9 @@ class ProblemsSection(Section):
     of these tasks and domains alone.
     """
 
-    tasks: tuple[str, ...] = ()
+    tasks: Names = ()
     weights: tuple[float, ...] = ()  # of the tasks
-    domains: tuple[str, ...] = ()
+    domains: Names = ()
     domain_weights: tuple[float, ...] = ()
     level: Level = "standard"  # of the domains' problems
     data: Files = ()
@@ -38,7 +39,7 @@ class ProblemsSection(Section):
     check: Check = "exact"  # of rows without their own
     thinking: bool | None = None  # left out: as each task's, domain's or row's problems have it
     efforts: tuple[EffortName, ...] = ()
-    effort_domains: tuple[str, ...] = ()  # left out: all
+    effort_domains: Names = ()  # left out: all
     seed: int = 1
 
     @model_validator(mode="after")

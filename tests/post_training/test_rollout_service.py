@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
@@ -336,6 +337,21 @@ def test_workers_that_contend_for_requests_get_each_once(queue_url: str, tmp_pat
     assert len(taken) == len(set(taken)) == 40
     for queue in queues:
         queue.close()
+
+
+@pytest.mark.slow
+def test_a_thread_waits_for_its_turn_on_a_slow_disk(tmp_path: Path) -> None:
+    """A learner that samples ahead has hundreds of threads, and 15 connections to share."""
+    queue = RolloutQueue(f"sqlite:///{tmp_path / 'queue.db'}")
+    with ThreadPoolExecutor(1) as pool, ExitStack() as taken:
+        for _ in range(15):
+            taken.enter_context(queue._begin(reads=True))
+        waiting = pool.submit(queue.known, 1)
+        time.sleep(31)
+        assert not waiting.done()
+        taken.close()
+        assert waiting.result() is False
+    queue.close()
 
 
 @pytest.mark.postgres

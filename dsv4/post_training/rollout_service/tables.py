@@ -50,6 +50,7 @@ TOKENS = Table(
     Column("mask", LargeBinary),  # tokens that could be drawn, a bit each, compressed; none: all
     Column("choices", LargeBinary),  # of the forward that it was drawn from, compressed; none: not recorded
 )  # fmt: skip
+TURN_SECONDS = 600.0  # that one of a learner's many threads may wait for a connection; a slow disk is no error
 _ALLOWED = "sqlite:///FILE, or postgresql://USER@HOST/DATABASE"
 
 
@@ -73,7 +74,7 @@ def database(url: str) -> sql.Engine:
             parsed = parsed.set(drivername="postgresql+psycopg")
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
             raise ServiceError(f"the rollout queue {shown(url)} is no database; allowed: {_ALLOWED}")
-        engine = sql.create_engine(parsed, pool_pre_ping=True)
+        engine = sql.create_engine(parsed, pool_pre_ping=True, pool_timeout=TURN_SECONDS)
     except (ArgumentError, ModuleNotFoundError) as error:
         raise ServiceError(f"the rollout queue {shown(url)} cannot be used: {error}; allowed: {_ALLOWED}") from error
     if engine.dialect.name == "sqlite":
