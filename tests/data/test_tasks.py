@@ -1,8 +1,11 @@
 import dataclasses
 import json
+import random
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from random import Random
 
@@ -13,6 +16,7 @@ from dsv4.data.stable_hash import stable_hash
 from dsv4.data.tasks import TASKS, GymTask, parse_tool_calls, split_of
 from dsv4.data.tasks.arithmetic import BasicArithmetic, ChainSum, FastSimpleEquations, SimpleEquations
 from dsv4.data.tasks.base import Example
+from dsv4.data.tasks.mathematics import reproducibly
 
 NAMES = sorted(TASKS)
 GYM = sorted(name for name, task in TASKS.items() if isinstance(task, GymTask))
@@ -49,6 +53,19 @@ def test_an_example_is_a_function_of_task_seed_and_split(name: str) -> None:
     first = [task.sample(seed, "train") for seed in range(20)]
     assert [task.sample(seed, "train") for seed in reversed(range(20))] == first[::-1]
     assert len({example.key for example in first}) > 10
+
+
+def test_threads_that_draw_from_the_global_generators_wait_for_each_other() -> None:
+    """Those that ask problems ahead of a step do: a problem is a function of its number all the same."""
+
+    def draw() -> tuple[float, float]:
+        first = random.random()
+        time.sleep(0.01)
+        return first, random.random()
+
+    want = [reproducibly(draw, seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda seed: reproducibly(draw, seed), range(8))) == want
 
 
 def test_examples_are_the_same_in_another_process() -> None:

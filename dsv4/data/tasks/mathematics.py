@@ -6,6 +6,7 @@ import importlib
 import random
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from dsv4.data.tasks.steps import operation_steps, subtract_steps
 LARGEST = 99  # of a number that is divided or factored
 PLACES = ("units", "tens", "hundreds", "thousands")
 ENTROPY = (1, 3)  # about the digits of a question's numbers
+_ONE_DRAW = threading.Lock()
 
 
 class SchoolMathematics(Task):
@@ -38,7 +40,7 @@ class SchoolMathematics(Task):
         if not self._modules:
             self._modules = load_modules()
         name = rng.choice(sorted(_STEPS))
-        problem = _reproducibly(self._modules[name], rng.getrandbits(32))
+        problem = reproducibly(self._modules[name], rng.getrandbits(32))
         question, answer = str(problem.question), str(problem.answer)
         lines = _STEPS[name](question, answer)
         return None if lines is None else Draft(question, question, answer, "\n".join(lines))
@@ -60,16 +62,20 @@ def load_modules() -> dict[str, Callable[[], Any]]:
     return found
 
 
-def _reproducibly(draw: Callable[[], Any], seed: int) -> Any:
-    """Result of a draw from the global random generators at a seed; they are then as before."""
-    state, numbers = random.getstate(), np.random.get_state()
-    try:
-        random.seed(seed)
-        np.random.seed(seed)
-        return draw()
-    finally:
-        random.setstate(state)
-        np.random.set_state(numbers)
+def reproducibly(draw: Callable[[], Any], seed: int) -> Any:
+    """Result of a draw from the global random generators at a seed; they are then as before.
+
+    Threads that ask problems ahead draw at the same time, and share these generators: one after the other.
+    """
+    with _ONE_DRAW:
+        state, numbers = random.getstate(), np.random.get_state()
+        try:
+            random.seed(seed)
+            np.random.seed(seed)
+            return draw()
+        finally:
+            random.setstate(state)
+            np.random.set_state(numbers)
 
 
 def _integers(question: str) -> list[int] | None:
