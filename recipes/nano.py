@@ -27,7 +27,7 @@ from dsv4.data.nano.build import NanoData, haystack_part, recall_part
 from dsv4.evals.held_out import HeldOut
 from dsv4.model_folder import resolve_model
 from dsv4.parallel.mesh import launched
-from dsv4.training.export import check_target, export_model
+from dsv4.training.export import check_output, export_model
 from dsv4.training.loop import Stage, Trainer
 from dsv4.training.nano_recipe import NanoRecipe, step_flops
 from dsv4.training.plan import FixedPlan, TimePlan
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.print_config:
             print(write_recipe(recipe), end="")
             return 0
-        check_target(out, run_dir)
+        check_output(out, run_dir)
         if recipe.data.corpus:
             data = NanoData(Path(recipe.data.corpus), run_dir / "data", recipe.data.seed, recipe.data.scale)
         elif recipe.sft.model.start is None:

@@ -39,7 +39,7 @@ from dsv4.parallel.first_rank import on_first_rank
 from dsv4.parallel.mesh import launched, process_group
 from dsv4.parallel.pieces import Values
 from dsv4.tokenizer import Tokenizer
-from dsv4.training.export import check_target, export_adapter, export_model, export_tensors
+from dsv4.training.export import check_output, export_adapter, export_model, export_tensors
 from dsv4.training.handover import has_state
 from dsv4.training.hash_routing import install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
@@ -119,7 +119,7 @@ def _train(options: argparse.Namespace, rank: int) -> int:
     recipe = resume_run(run_dir, options.recipe) if options.resume else given_recipe(options.recipe)
     check_ranks(recipe)
     check_device(recipe.run.device)
-    check_target(out, run_dir)
+    check_output(out, run_dir, Path(recipe.model.start) if recipe.lora.rank and recipe.model.start else None)
     with nullcontext() if options.resume or rank else kept_if_whole(run_dir):
         if not options.resume:
             given = recipe

@@ -44,7 +44,7 @@ from dsv4.post_training.v4_command import repeated_command, show_command, withou
 from dsv4.post_training.v4_recipe import DOMAINS, SpecialistSection, V4Recipe, read_v4_recipe
 from dsv4.post_training.v4_run import RunFolders, tokens_of
 from dsv4.tokenizer.prompts import write_effort_ladder
-from dsv4.training.export import check_target, export_model
+from dsv4.training.export import check_output, export_model
 from dsv4.training.recipe import Section, read_recipe, write_recipe
 from dsv4.training.stopping import RunStoppedError
 
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.print_config:
             print(write_recipe(recipe), end="")
             return 0
-        check_target(out, run_dir)
+        check_output(out, run_dir)
         recipe = check_recipe(recipe)
         if options.resume:
             record_origin(run_dir, recipe.device)

@@ -43,10 +43,12 @@ def save_model(
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
+    extras: Iterable[Path] = (),
 ) -> None:
     """Write a model, or its tensors by module or official name, as a folder at `path` that appears whole or not at all.
 
     "transformers" is BF16 if the embedding is, else FP32. `overwrite` replaces the whole folder, tokenizer included.
+    extras: files to copy into it, such as a tokenizer's.
     CheckpointError names a tensor with NaN or infinity, DiskFullError the target that did not fit.
     """
     _check_format(format)
@@ -66,7 +68,7 @@ def save_model(
                 return [tensor.codes, keep]  # as it was read
         return _encode(group, tensor, target, keep)
 
-    _write(target, config, format, plain, encode, {}, max_shard_bytes, overwrite)
+    _write(target, config, format, plain, encode, extras, max_shard_bytes, overwrite)
 
 
 def save_tensors(
@@ -77,6 +79,7 @@ def save_tensors(
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
+    extras: Iterable[Path] = (),
 ) -> None:
     """As save_model, of tensors by official name that come one at a time, in the order of `tensor_inventory`."""
     target, stream = Path(path), iter(tensors)
@@ -94,7 +97,7 @@ def save_tensors(
         for name, _ in stream:
             raise CheckpointError(target, "no more tensors in this model", "one to save", name)
 
-    _write(target, config, format, format, encode, {}, max_shard_bytes, overwrite, check_source=check_end)
+    _write(target, config, format, format, encode, extras, max_shard_bytes, overwrite, check_source=check_end)
 
 
 def convert(
@@ -131,7 +134,7 @@ def convert(
                 return _merge(group, source, merged, rounding)
             return _recode(group, source, format, rounding)
 
-        extras = {file.name: file for file in sorted(source.folder.iterdir()) if _is_extra(file)}
+        extras = [file for file in sorted(source.folder.iterdir()) if _is_extra(file)]
         _write(
             Path(dst), source.config, format, plain, encode, extras, max_shard_bytes, overwrite, progress, files.check
         )
@@ -248,7 +251,7 @@ def _write(
     format: Format,
     plain: StorageLayout,
     encode: Callable[[Group], list[Tensor]],
-    extras: Mapping[str, Path],
+    extras: Iterable[Path],
     max_shard_bytes: int,
     overwrite: bool,
     progress: WriteProgress | None = None,
@@ -275,8 +278,8 @@ def _write(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(folder / INDEX_NAME, index)
         write_json(folder / "config.json", _config_json(config, layout))
-        for name, file in extras.items():
-            copy_file(file, folder / name)
+        for file in extras:
+            copy_file(file, folder / file.name)
         check_source()
 
 

@@ -25,7 +25,7 @@ from dsv4.post_training.policy_run import PolicyRun
 from dsv4.post_training.recipes import PolicyRecipe
 from dsv4.post_training.rollout_service.tables import ServiceError
 from dsv4.post_training.served_policy import ServedPolicy
-from dsv4.training.export import check_target, export_model
+from dsv4.training.export import check_output, export_model
 from dsv4.training.recipe import read_recipe, write_recipe
 from dsv4.training.state import StateError
 from dsv4.training.stopping import RunStoppedError
@@ -47,7 +47,7 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
             print(write_recipe(recipe), end="")
             return 0
         check_device(recipe.run.device)
-        check_target(out, run_dir)
+        check_output(out, run_dir)
         recipe.source()  # names what is wrong before the run's folder is made
         data = _data_notes(recipe, run_dir, options.resume)
         folder = options.model = _begun(run_dir, options) if options.resume else resolve_model(options.model)

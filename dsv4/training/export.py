@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -18,44 +17,38 @@ from dsv4.training.lora import save_adapter
 from dsv4.training.lora_settings import LoraSettings
 
 
-def check_target(out: Path, run_dir: Path) -> None:
-    """Refuse the model folder `out` of a run in `run_dir` before hours of training: exporting replaces it whole.
+def check_output(out: Path, run_dir: Path, start: Path | None = None) -> None:
+    """OSError or ValueError, before a run and not at its end, if its model folder could not be written to `out`.
 
-    ValueError if it is neither new, empty nor a model folder, or holds the run itself; OSError without the right to
-    write there.
+    An export replaces `out`, so that must not hold anything but a model, nor the run itself. `start`: a model folder
+    that the export reads.
     """
+    place, run = out.resolve(), run_dir.resolve()
+    folder = next(parent for parent in place.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        why = "no right to write in" if folder.is_dir() else "no folder:"
+        raise OSError(f"the model folder {out} cannot be written: {why} {folder}; give another --out")
     if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out: {out} holds something else than a model; give a new, an empty or a model folder")
-    if run_dir.resolve().is_relative_to(out.resolve()):
-        raise ValueError(f"--out: {out} holds the run in {run_dir}, which it would replace; give another folder")
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    if not os.access(folder, os.W_OK):
-        raise OSError(f"the model folder {out} cannot be written: no right to write in {folder}; give another --out")
+    if run.is_relative_to(place):
+        raise ValueError(f"--out: {out} holds the run's folder {run_dir}, which the model would replace; give another")
+    if start is not None and place == start.resolve():
+        raise ValueError(f"--out: {out} is the model that the adapter is for; give another folder")
 
 
 def export_model(model: Transformer, tokenizer_folder: Path, out: Path) -> None:
     """Write the model in the official FP4/FP8 layout and the tokenizer's files to `out`, all or nothing.
 
-    CheckpointError if `out` holds something else than a model.
+    A model that stands there is replaced; CheckpointError if it is something else.
     """
-    _export(lambda folder: save_model(model, model.config, folder), tokenizer_folder, out)
+    save_model(model, model.config, out, overwrite=True, extras=sorted(tokenizer_folder.iterdir()))
 
 
 def export_tensors(
     tensors: Iterable[tuple[str, Tensor]], config: ModelConfig, tokenizer_folder: Path, out: Path
 ) -> None:
     """As export_model, of a model whose tensors come one at a time, as save_tensors takes them."""
-    _export(lambda folder: save_tensors(tensors, config, folder), tokenizer_folder, out)
-
-
-def _export(save: Callable[[Path], None], tokenizer_folder: Path, out: Path) -> None:
-    with new_folder(out, overwrite=True) as unfinished:
-        save(saved := unfinished / "saved")
-        for path in saved.iterdir():
-            path.rename(unfinished / path.name)
-        saved.rmdir()
-        for path in sorted(tokenizer_folder.iterdir()):
-            shutil.copy2(path, unfinished / path.name)
+    save_tensors(tensors, config, out, overwrite=True, extras=sorted(tokenizer_folder.iterdir()))
 
 
 def export_adapter(pairs: Mapping[str, Pair], settings: LoraSettings, start: Path, adapter: Path, out: Path) -> None:

@@ -200,6 +200,28 @@ def test_shards_with_shares_and_changed_data(main: Any, model: Path, texts: Path
             main([f"model.base={model}", *wrong, "--run-dir", str(tmp_path / "new")])
 
 
+def test_an_output_that_would_replace_something_else_is_refused_before_the_run(
+    main: Any, model: Path, texts: Path, tmp_path: Path
+) -> None:
+    """A folder of the user's, the run's own, one above it; of an adapter's run the model that it is for."""
+    mine, run = tmp_path / "mine" / "notes.txt", tmp_path / "runs" / "new"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    words = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=1", *SIZE, "--run-dir", str(run)]
+    adapter = [f"model.start={nano_path()}", "lora.rank=1"]
+    for out, more, message in (
+        (mine.parent, [], "holds something else than a model"),
+        (mine, [], "holds something else than a model"),
+        (mine / "model", [], f"no folder: {mine}"),
+        (run, [], "holds the run's folder"),
+        (run.parent, [], "holds the run's folder"),
+        (nano_path(), adapter, "is the model that the adapter is for"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main([*words[bool(more) :], *more, "--out", str(out)])
+    assert mine.read_text() == "mine" and not run.exists()
+
+
 def test_all_phases_of_a_recipe_file_in_one_run(
     main: Any, model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
