@@ -1,9 +1,10 @@
 """Memory of a training run per rank, predicted from its config, its batches, the machine and its parallel degrees.
 
 Parameters, gradients and momenta are fp32 and sharded over all ranks of a pipeline stage (FSDP). In fp32, two layers
-are gathered at a time, with a rank's share of the experts, and what is outside of the layers for the whole step; all of
-them with quantization-aware training. What `run.precision` rounds is kept whole until the step's end. Activations are
-those of the native kernels (activations.py), for as many micro-batches as a pipeline stage has in flight.
+are gathered at a time, with a rank's share of the experts, and what is outside of the layers for the whole step.
+Quantization-aware training rounds layers where they are gathered, and keeps rounded values of what is outside; one rank
+keeps those of all. What `run.precision` rounds is kept whole until the step's end. Activations are those of the native
+kernels (activations.py), for as many micro-batches as a pipeline stage has in flight.
 """
 
 from __future__ import annotations
@@ -80,11 +81,10 @@ def rank_memory(
     number, tokens = NUMBER_BYTES[precision], shape.row_tokens / degrees.context
     masters = 4 * weights.total / shards
     whole, outside = weights.on_rank(degrees.expert), _outside(config, degrees, place)
-    per_layer = (whole.total - outside) / len(layers)
+    per_layer = (whole.total - outside.total) / len(layers)
     copies = 0.0
     if shards > 1:
-        all_gathered = setting.quantized or setting.keep_gathered
-        copies = 4.0 * (whole.total if all_gathered else min(whole.total, outside + 2 * per_layer))
+        copies = 4.0 * (whole.total if setting.keep_gathered else min(whole.total, outside.total + 2 * per_layer))
     if precision != "fp32" or setting.rounds:
         copies += ROUNDED_BYTES * whole.rounded
     in_flight = min(degrees.pipeline - place, micro)
@@ -104,10 +104,10 @@ def rank_memory(
         masters=masters,
         gradients=4 * weights.total / shards * (2 if setting.shared_weights and setting.gpus > 1 else 1),  # and a sum
         momenta=4 * (weights.total + weights.adamw) / shards,
-        quantized=4.0 * whole.quantized if setting.quantized else 0.0,
+        quantized=4.0 * (outside if shards > 1 else whole).quantized if setting.quantized else 0.0,
         activations=activations,
         working=working,
-        buffers=exchanged + (4 * (per_layer + outside) if shards > 1 else 0.0),
+        buffers=exchanged + (4 * (per_layer + outside.total) if shards > 1 else 0.0),
         runtime=setting.machine.runtime,
     )
 
@@ -118,12 +118,13 @@ def received_bytes(setting: Setting, shape: StageShape, degrees: Degrees, layer:
     return (1 - 1 / degrees.context) * NUMBER_BYTES[setting.precision] * rows
 
 
-def _outside(config: ModelConfig, degrees: Degrees, place: int) -> int:
+def _outside(config: ModelConfig, degrees: Degrees, place: int) -> Weights:
     """Parameters of a rank that FSDP holds in the root's group: embedding, head, MTP blocks without their experts."""
     layers, weights = stage_parts(config, degrees.pipeline, place)
     by_part = weights_by_part(config)
     main = sum((by_part[f"layers.{layer}"] for layer in layers if layer < config.num_hidden_layers), Weights())
-    return weights.dense - main.dense
+    experts = weights.experts - main.experts  # of MTP blocks, all of them quantized
+    return Weights(weights.dense - main.dense, quantized=weights.quantized - main.quantized - experts)
 
 
 @lru_cache(maxsize=4096)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.utils.hooks import RemovableHandle
 
 from dsv4.model.moe import MoE
 from dsv4.model.transformer import Transformer
@@ -51,10 +52,38 @@ def sharded_modules(model: nn.Module) -> Iterator[FSDPModule]:
     return (module for module in model.modules() if isinstance(module, FSDPModule))
 
 
-def gather_all(model: nn.Module) -> None:
-    """Gather every parameter now, until the backward: for stored values, whose blocks cross the ranks' parts."""
-    for module in sharded_modules(model):
-        module.unshard()
+def gathered_as(model: nn.Module, change: Callable[[str, Tensor], None]) -> list[RemovableHandle]:
+    """Gather the root's group of a sharded model, and let its blocks compute with changed parameters.
+
+    change(name, whole parameter) changes a block's parameters in place each time the block has gathered them, before
+    forward and backward; done twice it must change nothing more. The ranks' parts stay as they are. Ends with the
+    hooks that are returned; none for a model that is not sharded.
+    """
+    if model not in sharded_modules(model):
+        return []
+    cast(FSDPModule, model).unshard()
+    groups: dict[str, list[str]] = {path: [] for path, m in model.named_modules() if path and isinstance(m, FSDPModule)}
+    for name, parameter in model.named_parameters():
+        owner = max((path for path in groups if name.startswith(f"{path}.")), key=len, default=None)
+        if owner is not None and isinstance(parameter, DTensor):
+            groups[owner].append(name)
+    hooks = (_change_gathered(model.get_submodule(path), model, names, change) for path, names in groups.items())
+    return [hook for both in hooks for hook in both]
+
+
+def _change_gathered(
+    module: nn.Module, model: nn.Module, names: list[str], change: Callable[[str, Tensor], None]
+) -> Iterator[RemovableHandle]:
+    def apply(*_: object) -> None:
+        for name in names:
+            change(name, model.get_parameter(name).data)  # autograd sees no write: a later gather undoes it
+
+    def before_backward(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if output.grad_fn is not None:
+            output.grad_fn.register_prehook(apply)  # FSDP's, a hook of the tensor, comes before
+
+    yield module.register_forward_pre_hook(apply)  # FSDP's comes before
+    yield module.register_forward_hook(before_backward, prepend=True)  # on what the module itself returns
 
 
 def release_all(model: nn.Module) -> None:

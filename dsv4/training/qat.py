@@ -15,10 +15,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dsv4.kernels.quant import fake_quant_fp4, fake_quant_fp8_blocks
 from dsv4.model.attention.indexer import Indexer
 from dsv4.model.parameters import stored_dtype
+from dsv4.parallel.fsdp import gathered_as
 
 # 6 * 2^6 <= 448, and 0.5 * 2^-5 is e4m3's smallest normal number: scales of a block are 2^-5 to 2^6 of its FP8 scale.
 FP4_TO_FP8_RATIO = 2.0**11
@@ -28,12 +30,22 @@ _MATRICES_AT_ONCE = 64
 
 def as_stored(name: str, weight: Tensor) -> Tensor:
     """Round-trip of the parameter `name` through the official layout: the values read back after saving."""
+    stored = weight.clone()
+    _round_to_stored(name, stored)
+    return stored
+
+
+@torch.no_grad()
+def _round_to_stored(name: str, weight: Tensor) -> None:
+    """As `as_stored`, in place; a second time changes nothing."""
     dtype = stored_dtype(name)
     if dtype == "I8":  # FP4; blocks do not cross rows
-        return torch.cat([fake_quant_fp4(matrices) for matrices in weight.split(_MATRICES_AT_ONCE)])
-    if dtype == "F8_E4M3":
-        return fake_quant_fp8_blocks(weight)
-    return weight.bfloat16().to(weight.dtype) if dtype == "BF16" else weight
+        for matrices in weight.split(_MATRICES_AT_ONCE):
+            matrices.copy_(fake_quant_fp4(matrices))
+    elif dtype == "F8_E4M3":
+        weight.copy_(fake_quant_fp8_blocks(weight))
+    elif dtype == "BF16":
+        weight.copy_(weight.bfloat16())
 
 
 @contextmanager
@@ -41,10 +53,15 @@ def stored_weights(model: nn.Module, indexers: bool = True) -> Iterator[None]:
     """Context in which the model's parameters hold their stored values, and indexers score in FP4; on exit the masters
     return, bit for bit.
 
+    A model on several ranks (parallel/fsdp.py) has them where it is gathered, block by block; its root's group, which
+    stays gathered, is gathered here.
+
     `indexers` False leaves indexers to the model's numerics, as an engine that serves the model does. An indexer whose
     width is no power of two, which the published numerics cannot rotate, stays as it is.
     """
-    masters = [(name, p, p.data) for name, p in model.named_parameters() if stored_dtype(name) in _ROUNDED]
+    blocks = gathered_as(model, _round_to_stored)  # from here on their parameters are parts, all others whole
+    whole = [(name, p) for name, p in model.named_parameters() if not isinstance(p, DTensor)]
+    masters = [(name, p, p.data) for name, p in whole if stored_dtype(name) in _ROUNDED]
     exact = [m for m in model.modules() if isinstance(m, Indexer) and not m.quantizes and m.width.bit_count() == 1]
     rounded = exact if indexers else []
     try:
@@ -55,6 +72,8 @@ def stored_weights(model: nn.Module, indexers: bool = True) -> Iterator[None]:
                 parameter.data = as_stored(name, master)
         yield
     finally:
+        for hook in blocks:
+            hook.remove()
         for indexer in rounded:
             indexer.quantizes = False
         for _, parameter, master in masters:

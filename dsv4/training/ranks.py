@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsv4.analysis.degrees import Degrees
 from dsv4.model.transformer import Transformer
-from dsv4.parallel.fsdp import gather_all, release_all
+from dsv4.parallel.fsdp import release_all
 from dsv4.parallel.mesh import batch_rank
 from dsv4.parallel.sums import gather_objects
 from dsv4.training.anticipatory import predict_routing, predict_stage_routing
@@ -57,8 +57,6 @@ class Ranks:
         if not totals.targets:
             numbers = self.numbers(work)
             raise ValueError(f"batches {numbers[0]} to {numbers[-1]} of stage {work.stage} hold no target")
-        if work.quantized:
-            gather_all(self.model)
         pipeline = self._parts.pipeline
         if pipeline is None:
             result = compute_gradient(self.model, batches, work, totals)
@@ -74,8 +72,6 @@ class Ranks:
     def anticipate(self, work: Work) -> dict[int, Routing]:
         """Routing of all batches of this or a later step with the parameters of now, by batch number, on every rank."""
         batches = cut_batches(self._parts, self._reader.ahead(work))
-        if work.quantized:
-            gather_all(self.model)
         pipeline = self._parts.pipeline
         if pipeline is None:
             own = predict_routing(self.model, batches, work)
