@@ -50,7 +50,7 @@ class Prefetch:
 
     def close(self) -> None:
         """End the processes."""
-        self._ahead, self._number = None, -1
+        self._ahead, self._number, self._group = None, -1, None
 
     def _start(self, number: int) -> Iterator[Any]:
         loader = DataLoader(

@@ -55,6 +55,11 @@ class MixtureSource:
         group, place = divmod(step, self.shape.group_rows)
         return make_batch(self._ahead.group(group)[place])
 
+    def close(self) -> None:
+        """End the processes that prepare batches; the next batch that is asked for starts them again."""
+        if self._ahead is not None:
+            self._ahead.close()
+
     def group(self, number: int, /) -> Any:
         """Group of rows number `number`."""
         return self.open().group(number)

@@ -11,6 +11,7 @@ from dsv4.model.transformer import Transformer
 from dsv4.training.anticipatory import Anticipation, predict_routing
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.gradient import BatchSource, MicroBatch, Routing, Work, pack_batch
+from dsv4.training.sources import MixtureSource
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Reader:
     def read(self, work: Work) -> list[MicroBatch]:
         """Batches of a step, with their routing if `work` has it."""
         key = work.stage, work.step
+        for source in self._sources[: work.stage]:  # of stages that have ended, unless the run goes back
+            if isinstance(source, MixtureSource):
+                source.close()
         batches = self._ahead.get(key) or self._pack(work)
         self._ahead = {later: kept for later, kept in self._ahead.items() if later > key}
         numbered = zip(self.place.numbers(work.step, work.size), batches, strict=True)

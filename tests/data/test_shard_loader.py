@@ -7,11 +7,13 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Iterator
+from multiprocessing import active_children
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
+import torch
 
 from dsv4.data.augment import Rates
 from dsv4.data.order import MixtureOrder, PartOrder
@@ -23,7 +25,10 @@ from dsv4.data.shards import ShardError, ShardFolder
 from dsv4.data.tokenizing import ShardWriter
 from dsv4.tokenizer import Tokenizer
 from dsv4.tokenizer.special import BOS, EOS, FIM
+from dsv4.training.gradient import Work
+from dsv4.training.losses import LossWeights
 from dsv4.training.sources import MixtureSource, PartPaths
+from dsv4.training.step_batches import Place, Reader
 
 from .test_records import CHAT
 
@@ -119,13 +124,12 @@ def test_any_batch_is_a_function_of_its_number(paths: tuple[Path, Path], tokeniz
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_ranks_share_the_same_sequence(paths: tuple[Path, Path], tokenizer_folder: Path, ranks: int) -> None:
     """A step's 4 batches are dealt to the ranks in order, as training/step_batches.py:Place does."""
-    step_batches = pytest.importorskip("dsv4.training.step_batches")
     expected = source(tokenizer_folder, paths)
     readers = [source(tokenizer_folder, paths) for _ in range(ranks)]
     for step in range(5):
         dealt: list[TokenBatch] = []
         for rank, reader in enumerate(readers):
-            dealt += map(reader.batch, step_batches.Place(rank, ranks, 4 // ranks).numbers(step))
+            dealt += map(reader.batch, Place(rank, ranks, 4 // ranks).numbers(step))
         assert dealt == [expected.batch(number) for number in range(4 * step, 4 * step + 4)]
 
 
@@ -134,6 +138,19 @@ def test_worker_processes_make_the_same_batches(paths: tuple[Path, Path], tokeni
     ahead = source(tokenizer_folder, paths, workers=2, rates=Rates(0.3, 0.0))
     numbers = range(5, 30)
     assert [ahead.batch(n) for n in numbers] == [alone.batch(n) for n in numbers]
+
+
+def test_a_stage_that_has_ended_keeps_no_processes(paths: tuple[Path, Path], tokenizer_folder: Path) -> None:
+    """And gives the same batches if the run goes back to it."""
+    stages = [source(tokenizer_folder, paths, workers=1) for _ in range(2)]
+    reader = Reader(Place(0, 1, 1), stages, torch.device("cpu"))
+    works = [Work(stage, 1, LossWeights(), quantized=False) for stage in (0, 1, 0)]
+    before = set(active_children())
+    ids, running = [], []
+    for work in works:
+        ids.append(reader.read(work)[0].batch.token_ids.tolist())
+        running.append(len(set(active_children()) - before))
+    assert running[:2] == [1, 1] and ids[0] == ids[2]
 
 
 def test_a_failing_worker_is_an_error_here() -> None:
