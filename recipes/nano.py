@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from dsv4.checkpoint.atomic import new_file, new_folder
+from dsv4.checkpoint.atomic import new_file, new_folder, sole_writer
 from dsv4.commands.recipe_flags import parse
 from dsv4.config import ModelConfig
 from dsv4.data.nano.build import NanoData, haystack_part, recall_part
@@ -74,16 +74,17 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError("the base is trained on a corpus, and there is none; give --corpus")
         else:
             data = None
-        if not options.resume:
-            save_recipe(recipe, run_dir)
-        if recipe.sft.model.start is not None:
-            copy_tokenizer(Path(recipe.sft.model.start), run_dir / "data" / "tokenizer")
-        if data is not None:
-            data.make(lambda text: console.print(text, highlight=False))
         parts = recipe.parts[: recipe.parts.index("sft")] if options.base_only else recipe.parts
-        for part in parts:
-            run_part(recipe, part, run_dir, options.workers, console)
-        copy_model(run_dir / parts[-1] / "model", out)
+        with sole_writer(run_dir):
+            if not options.resume:
+                save_recipe(recipe, run_dir)
+            if recipe.sft.model.start is not None:
+                copy_tokenizer(Path(recipe.sft.model.start), run_dir / "data" / "tokenizer")
+            if data is not None:
+                data.make(lambda text: console.print(text, highlight=False))
+            for part in parts:
+                run_part(recipe, part, run_dir, options.workers, console)
+            copy_model(run_dir / parts[-1] / "model", out)
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train nano --resume --run-dir {run_dir}", file=sys.stderr)
         return stopped.status

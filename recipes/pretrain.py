@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from dsv4.checkpoint.atomic import DiskFullError, kept_if_whole, new_file
+from dsv4.checkpoint.atomic import DiskFullError, kept_if_whole, new_file, sole_writer
 from dsv4.commands.recipe_flags import parse
 from dsv4.config import ModelConfig
 from dsv4.data.augment import Rates
@@ -49,10 +49,11 @@ from dsv4.training.nano_recipe import step_flops
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import FixedPlan, TimePlan
 from dsv4.training.plots import draw_run
-from dsv4.training.pretrain_recipe import PretrainRecipe, StageSection
+from dsv4.training.pretrain_recipe import PretrainRecipe
 from dsv4.training.rank_loop import RankTrainer
 from dsv4.training.recipe import read_recipe, write_recipe
 from dsv4.training.replicas import ReplicaError
+from dsv4.training.run_shards import SHARDS, check_shards, placed_share, read_fingerprints, stage_shards
 from dsv4.training.schedule import Schedule
 from dsv4.training.sources import TASKS, MixtureSource, PartPaths
 from dsv4.training.speed import SpeedMeter, product_rate
@@ -120,17 +121,18 @@ def _train(options: argparse.Namespace, rank: int) -> int:
     check_ranks(recipe)
     check_device(recipe.run.device)
     check_output(out, run_dir, Path(recipe.model.start) if recipe.lora.rank and recipe.model.start else None)
-    with nullcontext() if options.resume or rank else kept_if_whole(run_dir):
-        if not options.resume:
-            given = recipe
-            recipe = on_first_rank("new_run", lambda: new_run(given, run_dir, console))
-        trainer = make_trainer(recipe, run_dir, options.workers, console)
-    trainer.run()
-    if rank == 0 and (picture := draw_run(run_dir)) is not None:  # first: a run with a model folder has ended
-        console.print(f"losses: {picture}", highlight=False)
-    _export(trainer, recipe, run_dir, out, console)
-    if launched():
-        dist.barrier()
+    with nullcontext() if rank else sole_writer(run_dir):
+        with nullcontext() if options.resume or rank else kept_if_whole(run_dir):
+            if not options.resume:
+                given = recipe
+                recipe = on_first_rank("new_run", lambda: new_run(given, run_dir, console))
+            trainer = make_trainer(recipe, run_dir, options.workers, console)
+        trainer.run()
+        if rank == 0 and (picture := draw_run(run_dir)) is not None:  # first: a run with a model folder has ended
+            console.print(f"losses: {picture}", highlight=False)
+        _export(trainer, recipe, run_dir, out, console)
+        if launched():
+            dist.barrier()
     return 0
 
 
@@ -193,8 +195,10 @@ def new_run(recipe: PretrainRecipe, run_dir: Path, console: Console) -> Pretrain
         raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
     recipe = recipe.resolve()
     data = recipe.data
-    if not (data.text or all(stage.shards or data.shards or stage.tasks or data.tasks for stage in recipe.stages)):
-        raise ValueError("the recipe has no data: give data.text, data.shards or data.tasks")
+    for stage in recipe.stages:
+        tasks = data.tasks if stage.tasks is None else stage.tasks
+        if not (data.text or data.shards or stage.shards or tasks):
+            raise ValueError(f"stage {stage.name!r} has no data: give data.text, data.shards or data.tasks")
     source = recipe.model.tokenizer if data.tokenizer is None else resolve_model(data.tokenizer)
     check_tokenizer(recipe, source)
     config = recipe.model.config()
@@ -211,17 +215,21 @@ def new_run(recipe: PretrainRecipe, run_dir: Path, console: Console) -> Pretrain
         )
     recipe = recipe.model_copy(
         update={
-            "data": data.model_copy(update={"shards": tuple(map(absolute_share, data.shards))}),
+            "data": data.model_copy(update={"shards": tuple(placed_share(one, run_dir) for one in data.shards)}),
             "stages": tuple(
-                stage.model_copy(update={"shards": tuple(map(absolute_share, stage.shards))}) for stage in recipe.stages
+                stage.model_copy(update={"shards": tuple(placed_share(one, run_dir) for one in stage.shards)})
+                for stage in recipe.stages
             ),
         }
     )
-    if data.text:
-        writer = ShardWriter(find_sources(list(data.text)), run_dir / "tokenizer", run_dir / "shards")
-        console.print(f"text: {writer.run().counts.tokens:,} tokens", highlight=False)
     folders = {folder for stage in recipe.stages for folder in stage_shards(recipe, stage, run_dir)}
-    prints = {folder: Index.read(Path(folder)).fingerprint for folder in sorted(folders)}
+    for folder in sorted(folders - {SHARDS}):  # before the text is tokenized, which may take long
+        check_shards(run_dir / folder, run_dir / "tokenizer")
+    if data.text:
+        sources = find_sources(list(data.text), data.column)
+        writer = ShardWriter(sources, run_dir / "tokenizer", run_dir / SHARDS)
+        console.print(f"text: {writer.run().counts.tokens:,} tokens", highlight=False)
+    prints = {folder: Index.read(run_dir / folder).fingerprint for folder in sorted(folders)}
     texts = {"config.json": json.dumps(config.to_dict(), indent=2) + "\n", "recipe.toml": write_recipe(recipe)}
     if recipe.model.start is not None:
         texts["start.json"] = json.dumps({"fingerprint": fingerprint(Path(recipe.model.start))}) + "\n"
@@ -252,7 +260,7 @@ def resume_run(run_dir: Path, words: list[str]) -> PretrainRecipe:
                 f"{now.tokens * now.last}: set batch_tokens when a run is to go on with other ranks"
             )
     for folder, began in read_fingerprints(run_dir).items():
-        if Index.read(Path(folder)).fingerprint != began:
+        if Index.read(run_dir / folder).fingerprint != began:
             raise ValueError(f"--resume: {folder} holds other data than the run began with")
     check_start(recipe, run_dir)
     return recipe
@@ -278,43 +286,12 @@ def check_start(recipe: PretrainRecipe, run_dir: Path) -> None:
         raise ValueError(f"--resume: {recipe.model.start} holds other weights than the run began with")
 
 
-def read_fingerprints(run_dir: Path) -> dict[str, str]:
-    """Fingerprint of the data in each folder of shards, as the run began."""
-    try:
-        return json.loads((run_dir / "data.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{run_dir / 'data.json'} is damaged: {error}") from error
-
-
-def read_share(text: str) -> tuple[str, float]:
-    """("folder", share) of "folder=share"; the share is 1 if it is left out."""
-    folder, _, share = text.partition("=")
-    try:
-        return str(Path(folder).absolute()), float(share or 1)
-    except ValueError as error:
-        raise ValueError(f"shards {text}: FOLDER or FOLDER=SHARE with a number is allowed") from error
-
-
-def absolute_share(text: str) -> str:
-    """The same with the folder's whole path, so that a run can be resumed from any folder."""
-    folder, share = read_share(text)
-    return f"{folder}={share:g}"
-
-
-def stage_shards(recipe: PretrainRecipe, stage: StageSection, run_dir: Path) -> dict[str, float]:
-    """Folders of a stage's shards, with their shares: its own, or else the run's and those made of its text."""
-    if stage.shards:
-        return dict(map(read_share, stage.shards))
-    text = {str((run_dir / "shards").absolute()): 1.0} if recipe.data.text else {}
-    return dict(map(read_share, recipe.data.shards)) | text
-
-
 def make_source(recipe: PretrainRecipe, number: int, run_dir: Path, config: ModelConfig, workers: int) -> MixtureSource:
     """A stage's mixture; pieces are cut at the ends of the model's compression windows."""
     stage, data, prints = recipe.stages[number], recipe.data, read_fingerprints(run_dir)
     # Named by what they hold: the order of the documents does not depend on where they lie.
     shards = stage_shards(recipe, stage, run_dir)
-    parts = [PartPaths(prints[folder], (Path(folder),), share) for folder, share in shards.items()]
+    parts = [PartPaths(prints[folder], (run_dir / folder,), share) for folder, share in shards.items()]
     tasks = data.tasks if stage.tasks is None else stage.tasks
     if tasks:
         parts.append(PartPaths(TASKS, (), tasks, "all"))

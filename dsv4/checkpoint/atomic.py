@@ -91,6 +91,27 @@ def kept_if_whole(folder: Path) -> Generator[None]:
         raise
 
 
+@contextmanager
+def sole_writer(folder: Path) -> Generator[None]:
+    """Context in which no other process that asks for it works in a folder: ValueError if one does.
+
+    The folder is made if need be, and goes at the end if it is still empty. It is locked while the process lives, which
+    file systems without locks, and Windows, do not do.
+    """
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+    try:
+        if descriptor is not None and _is_locked(descriptor):
+            raise ValueError(f"another process works in {folder}; wait until it has ended, or give another folder")
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+        if new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def check_space(target: Path, num_bytes: int) -> None:
     """DiskFullError if `num_bytes` more do not fit beside `target`."""
     place = next(folder for folder in target.absolute().parents if folder.is_dir())
@@ -177,6 +198,17 @@ def _remove_abandoned(path: Path) -> None:
             _remove(path)
     finally:
         os.close(descriptor)
+
+
+def _is_locked(descriptor: int) -> bool:
+    """True if another process holds the lock of an open file; else this one does from now on, where there are locks."""
+    import fcntl  # POSIX only
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
 
 
 def _lock(descriptor: int, wait: bool) -> bool:

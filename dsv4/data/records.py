@@ -122,6 +122,8 @@ class File:
             raise RecordError(f"{self.path}: no Parquet file: {error}") from error
         with file:
             known = file.schema_arrow.names
+            if self.column != ROWS and not {self.column or TEXT, MESSAGES} & {*known}:
+                raise RecordError(f"{self.path}: no column {self.column or TEXT!r} or {MESSAGES!r}; it has {known}")
             wanted = known if self.column == ROWS else dict.fromkeys((self.column or TEXT, *CONVERSATION))
             columns = [name for name in wanted if name in known]
             first = 0

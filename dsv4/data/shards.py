@@ -218,6 +218,11 @@ class ShardFolder:
         shard = open_shard(path)
         if shard.header.fingerprint != self.index.fingerprint:
             raise ShardError(f"{path} is of other data: its fingerprint is not the one in the index")
+        wanted = token_dtype(self.index.vocab_size)
+        if (shard.ids.dtype, shard.mask.dtype) != (wanted, np.uint8):
+            raise ShardError(f"{path}: ids are {shard.ids.dtype}, masks {shard.mask.dtype}; allowed: {wanted}, uint8")
+        if verify and len(shard.ids) and (highest := int(shard.ids.max())) >= self.index.vocab_size:
+            raise ShardError(f"{path}: token id {highest}; the tokenizer has {self.index.vocab_size} ids")
         return shard
 
     def document(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:

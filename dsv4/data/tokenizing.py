@@ -29,6 +29,7 @@ from dsv4.tokenizer.prompts import PromptEncoder
 
 SHARD_TOKENS = 1 << 24  # 32 MB of uint16
 _BATCH_CHARACTERS = 1 << 20  # text encoded at once
+_MARKS = 2  # tokens of an empty text: BOS and EOS
 
 _Document = tuple[str, Record]  # place and record
 Progress = Callable[[str, int, int], None]  # name of the source, bytes done (estimated), bytes in all
@@ -85,10 +86,13 @@ class ShardWriter:
             if pending.tokens >= self._shard_tokens:
                 done.append(self._write(len(done), pending, place))
                 pending = _Pending()
+        names = ", ".join(entry.name for entry in self._entries)
+        if not done and not pending.documents:
+            raise NoRecordsError(f"{names}: no records")
+        if not done and pending.tokens <= _MARKS * len(pending.documents):
+            raise RecordError(f"{names}: no text in any record")
         if pending.documents:
             done.append(self._write(len(done), pending, (len(self._sources), 0)))
-        if not done:
-            raise NoRecordsError(f"{', '.join(entry.name for entry in self._entries)}: no records")
         counts = sum((entry.counts for entry in done), Counts())
         index = Index(
             self.fingerprint, self._tokenizer_sha256, self._vocab_size, self._dtype.name, counts, tuple(done),

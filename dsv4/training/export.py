@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dsv4.checkpoint import convert, save_model, save_tensors, stored_format
 from dsv4.checkpoint.adapter_files import Pair
-from dsv4.checkpoint.atomic import new_folder
 from dsv4.config import ModelConfig
 from dsv4.model.transformer import Transformer
 from dsv4.training.lora import save_adapter

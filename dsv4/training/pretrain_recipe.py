@@ -100,6 +100,7 @@ class DataSection(Section):
     """Text or shards; a stage may take others."""
 
     text: Texts = ()
+    column: str | None = None  # of the text in JSONL and Parquet files; left out: "text", or "messages" without it
     shards: Texts = ()  # FOLDER or FOLDER=SHARE of the tokens
     tasks: Annotated[float, Field(ge=0.0)] = 0.0
     tokenizer: str | None = None
@@ -133,7 +134,7 @@ class LoraSection(Section):
 
     rank: Count | None = None  # left out: no adapters
     alpha: Annotated[float, Field(gt=0.0)] = 32.0
-    targets: Texts = DEFAULT_TARGETS
+    targets: Annotated[Texts, Field(min_length=1)] = DEFAULT_TARGETS
     optimizer: AdapterOptimizer = "adamw"
 
     @property

@@ -85,6 +85,9 @@ def test_errors_name_the_place(tmp_path: Path) -> None:
     (tmp_path / "p.parquet").write_text("no")
     with pytest.raises(RecordError, match=r"p\.parquet: no Parquet file"):
         list(find_sources([str(tmp_path / "p.parquet")])[0].records())
+    parquet.write_table(pa.table({"content": ["fine"], "id": [1]}), tmp_path / "p.parquet")
+    with pytest.raises(RecordError, match=r"p\.parquet: no column 'text' or 'messages'; it has \['content', 'id'\]"):
+        list(find_sources([str(tmp_path / "p.parquet")])[0].records())
     for pattern, message in ((tmp_path / "none", "no such file"), (tmp_path / "*.tar", "no files that match")):
         with pytest.raises(RecordError, match=message):
             find_sources([str(pattern)])

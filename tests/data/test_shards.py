@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,18 @@ import pytest
 
 from dsv4.cli import main
 from dsv4.data import tokenizing
-from dsv4.data.records import find_sources
-from dsv4.data.shards import INDEX, Counts, Index, ShardError, ShardFolder, open_shard, token_dtype
+from dsv4.data.records import RecordError, find_sources
+from dsv4.data.shards import (
+    INDEX,
+    Counts,
+    Index,
+    ShardError,
+    ShardFolder,
+    hash_file,
+    open_shard,
+    token_dtype,
+    write_shard,
+)
 from dsv4.data.tokenizing import ShardWriter
 from dsv4.tokenizer import Tokenizer
 from dsv4.tokenizer.special import BOS, EOS
@@ -132,6 +143,33 @@ def test_damaged_and_foreign_shards_are_errors_with_their_name(
         (out / INDEX).write_text(text)
         with pytest.raises(ShardError, match="index.json"):
             Index.read(out)
+
+
+def test_shards_with_other_numbers_than_the_index_says_are_refused(
+    texts: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """Whole files of another program, with the index's sha256: an id that the model does not have, wide ids."""
+    index = writer(texts, tokenizer_folder, tmp_path / "out").run()
+    path = tmp_path / "out" / index.shards[0].name
+    shard, vocab = open_shard(path), index.vocab_size
+    for ids, dtype, message in (
+        ([1, vocab], np.uint16, f"token id {vocab}; the tokenizer has {vocab} ids"),
+        ([1, 2], np.int64, "ids are int64, masks uint8; allowed: uint16, uint8"),
+    ):
+        header = replace(shard.header, counts=Counts(1, 2, 2, 2))
+        write_shard(path, [np.array(ids)], [None], np.dtype(dtype), header)
+        entry = replace(index.shards[0], size=path.stat().st_size, sha256=hash_file(path))
+        replace(index, shards=(entry, *index.shards[1:])).write(tmp_path / "out")
+        with pytest.raises(ShardError, match=f"shard-00000.arrow: {message}"):
+            ShardFolder(tmp_path / "out")
+
+
+def test_empty_texts_alone_are_no_data(tokenizer_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(RecordError, match=r"a\.txt: no text in any record"):
+        writer(tmp_path / "a.txt", tokenizer_folder, tmp_path / "out").run()
+    (tmp_path / "b.txt").write_text("b")
+    assert writer(tmp_path, tokenizer_folder, tmp_path / "out").run().counts.documents == 2
 
 
 def test_a_bad_record_is_named(texts: Path, tokenizer_folder: Path, tmp_path: Path) -> None:

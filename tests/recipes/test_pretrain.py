@@ -19,6 +19,7 @@ from rich.console import Console
 
 import dsv4
 from dsv4.analysis.activations import Recompute
+from dsv4.checkpoint.atomic import sole_writer
 from dsv4.model.stacks import native_tensors
 from dsv4.model_folder import nano_path
 from dsv4.training import gradient
@@ -198,6 +199,52 @@ def test_shards_with_shares_and_changed_data(main: Any, model: Path, texts: Path
     ):
         with pytest.raises(SystemExit, match=message):
             main([f"model.base={model}", *wrong, "--run-dir", str(tmp_path / "new")])
+
+
+def test_a_run_that_was_moved_goes_on(main: Any, model: Path, texts: Path, tmp_path: Path) -> None:
+    """With the shards of its own text and others that lie in its folder; from a column that is named."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"said": path.read_text()}) + "\n" for path in sorted(texts.iterdir())))
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    assert dsv4_data("tokenize", str(texts), "--model", str(model), "--out", str(run / "more")) == 0
+    keys = [f"model.base={model}", f"data.text={rows}", "data.column=said", f"data.shards={run / 'more'}=2", *SIZE]
+    assert main([*keys, "stages.0.steps=1", "--run-dir", str(run)]) == 0
+    assert json.loads((run / "data.json").read_text()).keys() == {"more", "shards"}
+    run.rename(moved)
+    (moved / "state.pt").unlink()
+    before = losses(moved)
+    assert main(["--resume", "--run-dir", str(moved)]) == 0
+    assert losses(moved) == before
+
+
+def test_shards_that_a_run_cannot_read_are_refused_before_it_begins(
+    main: Any, model: Path, texts: Path, tmp_path: Path
+) -> None:
+    """Also where no tables of hash routing are counted in them, as in a run that goes on from a model."""
+    shards, run = tmp_path / "shards", tmp_path / "run"
+    assert dsv4_data("tokenize", str(texts), "--model", str(model), "--out", str(shards)) == 0
+    keys = [f"model.start={nano_path()}", *SIZE, "stages.0.steps=1", "--run-dir", str(run)]
+    for share, message in (("0", "the share is 0; more than 0"), ("inf", "the share is inf"), ("nan", "the share is nan")):
+        with pytest.raises(SystemExit, match=f"shards {shards}={share}: {message}"):
+            main([*keys, f"data.shards={shards}={share}"])
+    with pytest.raises(SystemExit, match="stage 'pretrain' has no data"):
+        main([*keys, "data.tasks=1", "stages.0.tasks=0"])
+    with pytest.raises(SystemExit, match=r"lora\.targets"):
+        main([*keys, f"data.shards={shards}", "lora.rank=2", "lora.targets=[]"])
+    path = next(shards.glob("*.arrow"))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(SystemExit, match=f"{path} has .* bytes; the index has it with"):
+        main([*keys, f"data.shards={shards}"])
+    assert not run.exists()
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(
+    main: Any, model: Path, texts: Path, tmp_path: Path
+) -> None:
+    keys = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=1", *SIZE, "--run-dir", str(tmp_path / "run")]
+    with sole_writer(tmp_path / "run"), pytest.raises(SystemExit, match="another process works in .*run; wait"):
+        main(keys)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_output_that_would_replace_something_else_is_refused_before_the_run(
