@@ -100,7 +100,7 @@ def sole_writer(folder: Path) -> Generator[None]:
     """
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+    descriptor = _open_to_lock(folder)
     try:
         if descriptor is not None and _is_locked(descriptor):
             raise ValueError(f"another process works in {folder}; wait until it has ended, or give another folder")
@@ -198,6 +198,10 @@ def _remove_abandoned(path: Path) -> None:
             _remove(path)
     finally:
         os.close(descriptor)
+
+
+def _open_to_lock(folder: Path) -> int | None:
+    return os.open(folder, os.O_RDONLY) if os.name == "posix" else None
 
 
 def _is_locked(descriptor: int) -> bool:

@@ -59,9 +59,10 @@ def gathered_as(model: nn.Module, change: Callable[[str, Tensor], None]) -> list
     forward and backward; done twice it must change nothing more. The ranks' parts stay as they are. Ends with the
     hooks that are returned; none for a model that is not sharded.
     """
-    if model not in sharded_modules(model):
+    root: Any = model
+    if not isinstance(root, FSDPModule):
         return []
-    cast(FSDPModule, model).unshard()
+    root.unshard()
     groups: dict[str, list[str]] = {path: [] for path, m in model.named_modules() if path and isinstance(m, FSDPModule)}
     for name, parameter in model.named_parameters():
         owner = max((path for path in groups if name.startswith(f"{path}.")), key=len, default=None)
