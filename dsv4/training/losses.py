@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 CSA_RATIO = 4
 
 
+class NoTargetsError(ValueError):
+    """No token of a step is a target."""
+
+
 @dataclass(frozen=True)
 class LossWeights:
     """Weights of the summed loss. The report gives MTP 0.3 (0.1 in the decay), balance 1e-4, and no indexer weight."""
@@ -132,11 +136,11 @@ def compute_losses(
 
     `totals` are the counts of all micro-batches of the step, None if this is the only one: losses and gradients of the
     micro-batches add up to those of one batch of all their documents, and so do those of the parts of a batch. Only
-    rows with a target are read out. ValueError if no row of the step has one.
+    rows with a target are read out. NoTargetsError if no row of the step has one.
     """
     totals = totals or count_parts(batch, mask)
     if not totals.targets:
-        raise ValueError("the batch holds no target: every masked-in token is the first of its document")
+        raise NoTargetsError("the batch holds no target: every masked-in token is the first of its document")
     return losses_of_streams(model, model.forward_ragged(batch, aux=aux), batch, mask, weights, aux, totals)
 
 

@@ -28,6 +28,7 @@ from dsv4.training.handover import CHECKPOINTS, has_state, take_state
 from dsv4.training.kept_checkpoints import KeptCheckpoints
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.lora import adapter_pairs
+from dsv4.training.losses import NoTargetsError
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.parts import place_rank
 from dsv4.training.plan import Plan
@@ -104,7 +105,7 @@ class RankTrainer(Trainer):
         """As Trainer.run."""
         try:
             return super().run(stop_after)
-        except (NonFiniteLossError, SpikeError):  # on all ranks, which can still write together
+        except (NonFiniteLossError, NoTargetsError, SpikeError):  # on all ranks, which can still write together
             self.checkpoints.finish()
             raise
 

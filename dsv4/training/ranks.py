@@ -18,6 +18,7 @@ from dsv4.parallel.sums import gather_objects
 from dsv4.training.anticipatory import predict_routing, predict_stage_routing
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.gradient import BatchSource, Result, Routing, Work, compute_gradient
+from dsv4.training.losses import NoTargetsError
 from dsv4.training.parts import Parts, cut_batches, sum_step_counts
 from dsv4.training.replicated_optim import ReplicatedMuonAdamW
 from dsv4.training.sharded_optim import ShardedMuonAdamW
@@ -50,13 +51,13 @@ class Ranks:
     def gradient(self, work: Work) -> list[Result]:
         """Leave the step's gradient with the optimizer; return each rank's share of the losses, in rank order.
 
-        ValueError, on all ranks, if no micro-batch of the step has a target.
+        NoTargetsError, on all ranks, if no micro-batch of the step has a target.
         """
         batches = cut_batches(self._parts, self._reader.read(work))
         totals = sum_step_counts(self._parts, batches)
         if not totals.targets:
             numbers = self.numbers(work)
-            raise ValueError(f"batches {numbers[0]} to {numbers[-1]} of stage {work.stage} hold no target")
+            raise NoTargetsError(f"batches {numbers[0]} to {numbers[-1]} of stage {work.stage} hold no target")
         pipeline = self._parts.pipeline
         if pipeline is None:
             result = compute_gradient(self.model, batches, work, totals)

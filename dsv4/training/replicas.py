@@ -27,7 +27,7 @@ from dsv4.training.anticipatory import Anticipation
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.gradient import BatchSource, MicroBatch, Result, Routing, Work, compute_gradient, sum_counts
 from dsv4.training.helper import Failure, OtherSideEndedError, Shared, Update, receive, send, serve
-from dsv4.training.losses import Counts
+from dsv4.training.losses import Counts, NoTargetsError
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.step_batches import Place, Reader
 
@@ -125,8 +125,8 @@ class Replicas:
     def gradient(self, work: Work) -> list[Result]:
         """Leave the step's gradient on the parameters; return each replica's share of the losses, this process's first.
 
-        The parts of the loss are means over all replicas and micro-batches together. ValueError if no micro-batch has a
-        target, ReplicaError if a helper failed.
+        The parts of the loss are means over all replicas and micro-batches together. NoTargetsError if no micro-batch
+        has a target, ReplicaError if a helper failed.
         """
         for rank, helper in enumerate(self._helpers, 1):
             helper.send(replace(work, routing=self._routing_of(work, rank)))
@@ -168,7 +168,7 @@ class Replicas:
         totals = sum((helper.receive() for helper in self._helpers), sum_counts(batches))
         if not totals.targets:
             numbers = self.numbers(work)
-            raise ValueError(
+            raise NoTargetsError(
                 f"batches {numbers[0]} to {numbers[-1]} of stage {work.stage} hold no target: every masked-in "
                 "token is the first of its document"
             )

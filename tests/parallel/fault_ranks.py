@@ -70,6 +70,20 @@ def drop_targets(trainer: RankTrainer, source: Source) -> None:
     source.change = lambda rows: Rows(rows.documents, [[0] * len(document) for document in rows.documents])
 
 
+def drop_targets_while_writing(trainer: RankTrainer, source: Source) -> None:
+    """From step 4 on, as whose checkpoint is not whole yet."""
+    batch, none = source.batch, Source()
+    drop_targets(trainer, none)
+    source.batch = lambda step: (none.batch if step >= 4 * dist.get_world_size() else batch)(step)  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.checkpoints.__class__ = _Writing
+
+
+class _Writing(checkpoint.Checkpoints):
+    """Checkpoints that take as long as the step after them."""
+
+    writing = True  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+
 def damage_shards(trainer: RankTrainer, source: Source) -> None:
     def damaged(rows: Rows) -> Rows:
         raise ShardError("shards/shard-00017.arrow is damaged")
@@ -94,6 +108,7 @@ FAULTS: dict[str, Callable[[RankTrainer, Source], None]] = {
     "gradient": spoil_gradient,
     "loss": spoil_loss,
     "no target": drop_targets,
+    "no target while writing": drop_targets_while_writing,
     "shard": damage_shards,
     "full disk": fill_disk,
     "full disk at the end": fill_disk_at_the_end,

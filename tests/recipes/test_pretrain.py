@@ -224,7 +224,11 @@ def test_shards_that_a_run_cannot_read_are_refused_before_it_begins(
     shards, run = tmp_path / "shards", tmp_path / "run"
     assert dsv4_data("tokenize", str(texts), "--model", str(model), "--out", str(shards)) == 0
     keys = [f"model.start={nano_path()}", *SIZE, "stages.0.steps=1", "--run-dir", str(run)]
-    for share, message in (("0", "the share is 0; more than 0"), ("inf", "the share is inf"), ("nan", "the share is nan")):
+    for share, message in (
+        ("0", "the share is 0; more than 0"),
+        ("inf", "the share is inf"),
+        ("nan", "the share is nan"),
+    ):
         with pytest.raises(SystemExit, match=f"shards {shards}={share}: {message}"):
             main([*keys, f"data.shards={shards}={share}"])
     with pytest.raises(SystemExit, match="stage 'pretrain' has no data"):
