@@ -127,7 +127,7 @@ def test_an_output_that_is_no_model_is_refused_and_stays(folder: Path, tmp_path:
     for out, message in (
         (tmp_path / "notes", "notes holds something else than a model; give a new, an empty or a model folder"),
         (tmp_path / "notes" / "mine.txt", "mine.txt holds something else than a model"),
-        (run, f"{run} holds the run in {run}, which it would replace"),
+        (run, f"{run} holds the run's folder"),
         (run.parent, "which it would replace; give another folder"),
     ):
         with pytest.raises(SystemExit, match=message):

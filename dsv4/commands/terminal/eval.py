@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--needle-tests", type=int, default=20, help="haystacks per depth (default: %(default)s)")
     parser.add_argument("--needle-lengths", type=int, nargs="+", default=list(LENGTHS), metavar="TOKENS")
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="go on from, and add to, the results in FILE")
-    parser.add_argument("--card", type=Path, metavar="RUN", help="write its card too: of nano's run, or its base's card")
+    parser.add_argument("--card", type=Path, metavar="RUN", help="write its card, from its run or from its base's card")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         parser.refuse(unknown)
