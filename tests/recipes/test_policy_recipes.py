@@ -128,7 +128,7 @@ def test_an_output_that_is_no_model_is_refused_and_stays(folder: Path, tmp_path:
         (tmp_path / "notes", "notes holds something else than a model; give a new, an empty or a model folder"),
         (tmp_path / "notes" / "mine.txt", "mine.txt holds something else than a model"),
         (run, f"{run} holds the run's folder"),
-        (run.parent, "which it would replace; give another folder"),
+        (run.parent, "which the model would replace; give another"),
     ):
         with pytest.raises(SystemExit, match=message):
             grpo.main([str(folder), TASKS, *SHORT, "--run-dir", str(run), "--out", str(out)])
