@@ -43,6 +43,7 @@ from dsv4.post_training.stage_run import Stage, StageLog, run_stages
 from dsv4.post_training.v4_command import repeated_command, show_command, without_paths
 from dsv4.post_training.v4_recipe import DOMAINS, SpecialistSection, V4Recipe, read_v4_recipe
 from dsv4.post_training.v4_run import RunFolders, tokens_of
+from dsv4.post_training.v4_texts import texts_of
 from dsv4.tokenizer.prompts import write_effort_ladder
 from dsv4.training.export import check_output, export_model
 from dsv4.training.recipe import Section, read_recipe, write_recipe
@@ -143,6 +144,7 @@ def check_recipe(recipe: V4Recipe) -> V4Recipe:
             f"{corpus} is no corpus, and the base is trained on one: give --corpus, which `dsv4 train corpus` makes, "
             "or --base-model"
         )
+    texts_of(recipe, Path())
     for name in DOMAINS:
         open_domain(name).prepare()
     return recipe.model_copy(update=models)
@@ -169,6 +171,7 @@ class V4Run:
             None if recipe.base_model is None else Path(recipe.base_model),
             None if recipe.sft_model is None else Path(recipe.sft_model),
         )
+        self.texts = texts_of(recipe, self.folders.nano / "data")
 
     def stages(self) -> list[Stage]:
         """All stages in their order; those of a model that was given have its folder as their result."""
@@ -181,6 +184,8 @@ class V4Run:
         ]
         for domain in DOMAINS:
             found.append(Stage(f"data.{domain}", folders.data(domain), 0.0, lambda d=domain: self._write_data(d)))
+        if self.texts is not None:
+            found.append(Stage("data.texts", self.texts.made, 0.0, self._write_texts))
         for domain, section in recipe.specialists.items():
             tuned, trained = section.sft.seconds or 0.0, section.grpo.run.seconds or 0.0
             name = f"specialists.{domain}"
@@ -241,6 +246,12 @@ class V4Run:
         yield f"{count:,} conversations of {domain}"
         write_conversations(domain, path, count, recipe.data_seed, section.thinking, section.efforts, recipe.level)
 
+    def _write_texts(self) -> Iterator[str]:
+        assert self.texts is not None
+        yield f"shards of {', '.join(self.texts.shares)}, of the corpus"
+        nano.copy_tokenizer(self.folders.start, self.texts.data.tokenizer)
+        self.texts.make(lambda text: None)
+
     def _fine_tune(self, domain: str) -> Iterator[str]:
         words = getattr(self.recipe.specialists, domain).sft.words(self.recipe.device)
         return self._train_sft([self.folders.data(domain)], words, self.folders.tuned(domain).parent)
@@ -263,8 +274,10 @@ class V4Run:
 
     def _fine_tune_student(self) -> Iterator[str]:
         data = [self.folders.data(domain) for domain in DOMAINS]
-        words = self.recipe.student_sft.words(self.recipe.device)
-        return self._train_sft(data, words, self.folders.student_tuned.parent)
+        words, run_dir = self.recipe.student_sft.words(self.recipe.device), self.folders.student_tuned.parent
+        if self.texts is not None:
+            words += self.texts.words(run_dir / sft.SAMPLES)
+        return self._train_sft(data, words, run_dir)
 
     def _distill(self) -> Iterator[str]:
         folders = self.folders

@@ -17,6 +17,7 @@ from dsv4.post_training.recipes import Count, DistillRecipe, GRPORecipe, PolicyR
 from dsv4.tokenizer.prompts import Ladder
 from dsv4.training.nano_recipe import PARTS, NanoRecipe
 from dsv4.training.recipe import Section, read_recipe
+from dsv4.training.run_shards import read_share
 
 DOMAINS = ("mathematics", "code", "tools", "instructions")
 
@@ -93,6 +94,23 @@ class FineTuningSection(Section):
             *(f"stages.0.row_tokens={self.row_tokens}", f"stages.0.batch_tokens={self.batch_tokens}"),
         ]
         return [*found, f"run.seconds={self.seconds:g}" if tokens is None else f"stages.0.tokens={tokens}"]
+
+
+class StudentTuningSection(FineTuningSection):
+    """The student's fine-tuning: parts of the corpus beside the conversations keep what its base has read.
+
+    `texts`: PART=SHARE of the tokens, parts of nano's data (`data/nano/build.py:NanoData`), documents cut at
+    `row_tokens`; used if the run has a corpus.
+    """
+
+    texts: tuple[str, ...] = ()
+
+    def shares(self) -> dict[str, float]:
+        """Share of each part. ValueError for one that is no share, and where nothing is left for conversations."""
+        found = dict(map(read_share, self.texts))
+        if sum(found.values()) >= 1.0:
+            raise ValueError(f"student_sft.texts add up to {sum(found.values()):g}; allowed: less than 1")
+        return found
 
 
 class SpecialistSection(Section):
@@ -186,7 +204,7 @@ class V4Recipe(Section):
     specialists: SpecialistsSection = SpecialistsSection()
     mixed: FineTuningSection = FineTuningSection()
     general: GeneralSection = GeneralSection()
-    student_sft: FineTuningSection = FineTuningSection()
+    student_sft: StudentTuningSection = StudentTuningSection()
     student: DistillRecipe = DistillRecipe()
     evaluation: EvaluationSection = EvaluationSection()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -65,8 +65,9 @@ class NanoData:
     def tokenizer(self) -> Path:
         return self.folder / "tokenizer"
 
-    def make(self, say: Say = lambda text: None) -> None:
-        """Make all that is missing."""
+    def make(self, say: Say = lambda text: None, only: Collection[str] | None = None) -> None:
+        """Make all that is missing. `only`: of the shards those of these parts, and the questions in them."""
+        wanted = self.parts().keys() if only is None else only
         self.folder.mkdir(parents=True, exist_ok=True)
         entries = self._entries(say)
         if not self.tokenizer.is_dir():
@@ -78,6 +79,8 @@ class NanoData:
         self._write_questions(DEFINITIONS, lambda: training_questions(entries, self._seed))
         words = needle_words(entries)
         for tokens, (number, questions) in HAYSTACKS.items():
+            if haystack_part(tokens) not in wanted:
+                continue
             count = max(2, round(number * self._scale))
             self._write_questions(
                 haystack_part(tokens),
@@ -86,15 +89,21 @@ class NanoData:
                 ),
             )
         for tokens, number in RECALLS.items():
+            if recall_part(tokens) not in wanted:
+                continue
             count = max(2, round(number * self._scale))
             self._write_questions(
                 recall_part(tokens), lambda tokens=tokens, count=count: self._recalls(tokens, count, words)
             )
         for part, paths in self.parts().items():
-            folder = self.folder / "shards" / part
-            if not (folder / "index.json").exists():
+            folder = self.shards(part)
+            if part in wanted and not (folder / "index.json").exists():
                 index = ShardWriter(find_sources(list(map(str, paths))), self.tokenizer, folder).run()
                 say(f"{part}: {index.counts.documents:,} documents, {index.counts.tokens:,} tokens")
+
+    def shards(self, part: str) -> Path:
+        """Folder of a part's shards."""
+        return self.folder / "shards" / part
 
     def parts(self) -> dict[str, list[Path]]:
         """Sources of every part."""

@@ -1,0 +1,51 @@
+"""Parts of the corpus in the student's fine-tuning, without which a small model forgets what it has read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from dsv4.checkpoint.atomic import new_file
+from dsv4.data.nano.build import NanoData
+from dsv4.post_training.v4_recipe import V4Recipe
+
+MADE = "texts.json"  # in the data's folder: the parts whose shards stand
+
+
+class StudentTexts:
+    """Shards of `student_sft.texts` in `folder`, which the base's own run fills too."""
+
+    def __init__(self, recipe: V4Recipe, folder: Path) -> None:
+        """ValueError for a corpus that is none, or a part that it does not have."""
+        self.shares = recipe.student_sft.shares()
+        self._row_tokens = recipe.student_sft.row_tokens
+        given = recipe.nano.data
+        self.data = NanoData(Path(given.corpus), folder, given.seed, given.scale)
+        for part in self.shares:
+            if part not in (parts := self.data.parts()):
+                raise ValueError(f"student_sft.texts has {part}; allowed: {', '.join(parts)}")
+
+    @property
+    def made(self) -> Path:
+        return self.data.folder / MADE
+
+    def make(self, say: Callable[[str], object]) -> None:
+        """Make the shards; the data's tokenizer has to be that of the model."""
+        self.data.make(say, self.shares)
+        with new_file(self.made) as temporary:
+            temporary.write_text(json.dumps(sorted(self.shares)) + "\n", encoding="utf-8")
+
+    def words(self, samples: Path) -> list[str]:
+        """Arguments of `dsv4 train sft` whose conversations go to the shards in `samples`."""
+        left = 1.0 - sum(self.shares.values())
+        folders = {samples: left} | {self.data.shards(part): share for part, share in self.shares.items()}
+        shards = [f"{folder.absolute()}={share:.6g}" for folder, share in folders.items()]
+        return [f"data.shards={json.dumps(shards)}", f"stages.0.sequence={self._row_tokens}"]
+
+
+def texts_of(recipe: V4Recipe, folder: Path) -> StudentTexts | None:
+    """The student's texts; None without a corpus, without parts or where the student is not fine-tuned."""
+    if not (recipe.nano.data.corpus and recipe.student_sft.texts and recipe.student_sft.has_length):
+        return None
+    return StudentTexts(recipe, folder)

@@ -1,0 +1,59 @@
+"""Parts of the corpus in the student's fine-tuning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("reasoning_gym")
+
+from dsv4.data.shards import ShardFolder
+from dsv4.post_training.v4_recipe import V4Recipe
+from dsv4.post_training.v4_texts import texts_of
+from dsv4.training.pretrain_recipe import PretrainRecipe
+from dsv4.training.recipe import read_recipe
+from recipes import nano, pretrain, sft, v4
+from tests.data.nano_corpus import write_corpus
+
+from .small_v4 import small_base
+
+
+def recipe(corpus: Path | str, *texts: str) -> V4Recipe:
+    keys = [f"nano.data.corpus={corpus}", f"student_sft.texts={json.dumps(texts)}", "nano.data.scale=0.001"]
+    return v4.read_v4_recipe(v4.RECIPE, nano.RECIPE, ["base_model=b", "sft_model=s", *keys])
+
+
+def test_the_student_reads_the_corpus_beside_the_conversations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrain, "draw_run", lambda run_dir: None)
+    base, corpus = small_base(tmp_path / "small"), write_corpus(tmp_path / "corpus")
+    texts = texts_of(recipe(corpus, "prose=0.3", "needles-512=0.2"), tmp_path / "data")
+    assert texts is not None
+    nano.copy_tokenizer(base, texts.data.tokenizer)
+    texts.make(lambda text: None)
+    assert texts.made.exists() and not texts.data.shards("manuals").exists()
+    for part in texts.shares:
+        assert ShardFolder(texts.data.shards(part)).lengths.size
+
+    talk = {"messages": [{"role": "user", "content": "Say 1"}, {"role": "assistant", "content": "1"}]}
+    (tmp_path / "talks.jsonl").write_text(json.dumps(talk) + "\n")
+    run = tmp_path / "run"
+    words = [*texts.words(run / sft.SAMPLES), "stages.0.tokens=8192", "run.precision=fp32"]
+    assert sft.main([str(base), str(tmp_path / "talks.jsonl"), *words, "--run-dir", str(run)]) == 0
+    trained = read_recipe(PretrainRecipe, run / "recipe.toml")
+    shares = dict(one.rsplit("=", 1) for one in trained.data.shards)
+    assert [Path(folder).name for folder in shares] == ["samples", "prose", "needles-512"]
+    assert list(shares.values()) == ["0.5", "0.3", "0.2"] and trained.stages[0].sequence == 4096
+
+
+def test_texts_need_a_corpus_and_parts_that_it_has(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    assert texts_of(recipe("", "prose=0.3"), tmp_path) is None
+    assert texts_of(recipe(corpus), tmp_path) is None
+    with pytest.raises(ValueError, match=r"student_sft.texts has poems; allowed: .*needles-512"):
+        texts_of(recipe(corpus, "poems=0.3"), tmp_path)
+    with pytest.raises(ValueError, match=r"student_sft.texts add up to 1; allowed: less than 1"):
+        texts_of(recipe(corpus, "prose=0.6", "manuals=0.4"), tmp_path)
+    with pytest.raises(ValueError, match="is no corpus"):
+        texts_of(recipe(tmp_path / "none", "prose=0.3"), tmp_path)
