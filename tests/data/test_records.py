@@ -39,7 +39,7 @@ def write_files(folder: Path) -> dict[str, list[Record]]:
     (folder / "c.jsonl").write_bytes(data)
     (folder / "d.jsonl.gz").write_bytes(gzip.compress(data))
     (folder / "e.txt.bz2").write_bytes(bz2.compress(b"packed"))
-    rows = [f"row {n}" for n in range(10)]
+    rows: list[Record] = [f"row {n}" for n in range(10)]
     parquet.write_table(pa.table({"text": rows, "other": rows}), folder / "f.parquet", row_group_size=3)
     parquet.write_table(pa.table({"messages": [CHAT["messages"]], "reasoning_effort": ["max"]}), folder / "g.parquet")
     (folder / ".hidden.txt").write_text("no")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ TOKENS = 40
 LEASE = 1.0
 
 
-def small_llm(max_num_seqs: int = 4, **options: bool) -> LLM:
+def small_llm(max_num_seqs: int = 4, **options: Any) -> LLM:
     model = small_policy()[0].model
     return LLM(model, folder=nano_path(), max_num_seqs=max_num_seqs, max_model_len=512, **options)
 
@@ -209,7 +209,7 @@ def test_new_weights_in_the_middle_keep_the_tokens_and_mark_the_versions(tmp_pat
     queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}")
     asked = requests(3)
     queue.add(1, asked)
-    record = {"enable_return_routed_experts": True, "enable_return_indexer_topk": True}
+    record: dict[str, Any] = {"enable_return_routed_experts": True, "enable_return_indexer_topk": True}
     llm = small_llm(**record)
     want = whole(llm, asked)
     worker = RolloutWorker("w", queue, llm, version=1)
