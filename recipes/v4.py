@@ -144,7 +144,8 @@ def check_recipe(recipe: V4Recipe) -> V4Recipe:
             f"{corpus} is no corpus, and the base is trained on one: give --corpus, which `dsv4 train corpus` makes, "
             "or --base-model"
         )
-    texts_of(recipe, Path())
+    if (texts := texts_of(recipe, Path())) is not None:
+        _ = texts.data  # names what the corpus lacks
     for name in DOMAINS:
         open_domain(name).prepare()
     return recipe.model_copy(update=models)

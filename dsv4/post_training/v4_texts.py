@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 from dsv4.checkpoint.atomic import new_file
@@ -17,18 +18,19 @@ class StudentTexts:
     """Shards of `student_sft.texts` in `folder`, which the base's own run fills too."""
 
     def __init__(self, recipe: V4Recipe, folder: Path) -> None:
-        """ValueError for a corpus that is none, or a part that it does not have."""
+        """ValueError for shares that are none."""
         self.shares = recipe.student_sft.shares()
-        self._row_tokens = recipe.student_sft.row_tokens
-        given = recipe.nano.data
-        self.data = NanoData(Path(given.corpus), folder, given.seed, given.scale)
-        for part in self.shares:
-            if part not in (parts := self.data.parts()):
-                raise ValueError(f"student_sft.texts has {part}; allowed: {', '.join(parts)}")
+        self.made = folder / MADE
+        self._folder, self._given, self._row_tokens = folder, recipe.nano.data, recipe.student_sft.row_tokens
 
-    @property
-    def made(self) -> Path:
-        return self.data.folder / MADE
+    @cached_property
+    def data(self) -> NanoData:
+        """The corpus's parts. ValueError for a corpus that is none, or without one of the parts."""
+        data = NanoData(Path(self._given.corpus), self._folder, self._given.seed, self._given.scale)
+        for part in self.shares:
+            if part not in (parts := data.parts()):
+                raise ValueError(f"student_sft.texts has {part}; allowed: {', '.join(parts)}")
+        return data
 
     def make(self, say: Callable[[str], object]) -> None:
         """Make the shards; the data's tokenizer has to be that of the model."""

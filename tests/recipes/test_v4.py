@@ -350,7 +350,7 @@ def test_the_base_is_trained_first_and_its_sft_by_going_on(tmp_path: Path, monke
     monkeypatch.setitem(v4.MAINS, "nano", train)
     monkeypatch.setattr(v4, "write_conversations", stop)
     with pytest.raises(Killed):
-        v4.main(["--corpus", str(corpus), "--run-dir", str(tmp_path / "run")])
+        v4.main(["--corpus", str(corpus), "student_sft.texts=[]", "--run-dir", str(tmp_path / "run")])
     assert "--base-only" in called[0] and called[0][0].endswith("recipes/nano.toml")
     assert called[1][0] == "--resume" and "--base-only" not in called[1]
 

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("reasoning_gym")
 
+from dsv4.data.nano.build import NanoData
 from dsv4.data.shards import ShardFolder
 from dsv4.post_training.v4_recipe import V4Recipe
 from dsv4.post_training.v4_texts import texts_of
@@ -23,6 +24,12 @@ from .small_v4 import small_base
 def recipe(corpus: Path | str, *texts: str) -> V4Recipe:
     keys = [f"nano.data.corpus={corpus}", f"student_sft.texts={json.dumps(texts)}", "nano.data.scale=0.001"]
     return v4.read_v4_recipe(v4.RECIPE, nano.RECIPE, ["base_model=b", "sft_model=s", *keys])
+
+
+def open_texts(corpus: Path, *texts: str) -> NanoData:
+    found = texts_of(recipe(corpus, *texts), corpus / "data")
+    assert found is not None
+    return found.data
 
 
 def test_the_student_reads_the_corpus_beside_the_conversations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,8 +59,8 @@ def test_texts_need_a_corpus_and_parts_that_it_has(tmp_path: Path) -> None:
     assert texts_of(recipe("", "prose=0.3"), tmp_path) is None
     assert texts_of(recipe(corpus), tmp_path) is None
     with pytest.raises(ValueError, match=r"student_sft.texts has poems; allowed: .*needles-512"):
-        texts_of(recipe(corpus, "poems=0.3"), tmp_path)
+        open_texts(corpus, "poems=0.3")
     with pytest.raises(ValueError, match=r"student_sft.texts add up to 1; allowed: less than 1"):
-        texts_of(recipe(corpus, "prose=0.6", "manuals=0.4"), tmp_path)
+        open_texts(corpus, "prose=0.6", "manuals=0.4")
     with pytest.raises(ValueError, match="is no corpus"):
-        texts_of(recipe(tmp_path / "none", "prose=0.3"), tmp_path)
+        open_texts(tmp_path / "none", "prose=0.3")

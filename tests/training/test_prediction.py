@@ -125,11 +125,11 @@ def test_presets_are_the_published_runs() -> None:
     recipe = recipe_to_plan("flash", ["ladder.tokens=1_000_000_000_000"])
     assert [stage.sequence for stage in recipe.stages] == [4096, 16384, 65536, 65536, 1 << 20]
     assert {stage.batch_tokens for stage in recipe.stages} == {75497472}
-    plan = plan_run(recipe, MACHINES["H200"], Choice(gpus=1024, price=3.0))
+    plan = plan_run(recipe, MACHINES["H200"], Choice(gpus=512, price=3.0))
     found = plan.to_dict()
     assert [stage["fits"] for stage in found["stages"]] == [True, True, True, True, False]
     larger = found["stages"][-1]["fits_on"]
-    assert larger["gpus"] == 4096 and larger["context"] > 1 and found["stages"][0]["fits_on"] is None
+    assert larger["gpus"] == 1024 and larger["context"] > 1 and found["stages"][0]["fits_on"] is None
     assert not found["fits"] and found["tokens"] == pytest.approx(1e12, rel=1e-3)
     assert found["cost"] == pytest.approx(3 * found["gpu_hours"])
     with pytest.raises(ValueError, match="'big' is no file; allowed: a recipe in TOML, or one of flash, pro"):

@@ -22,6 +22,7 @@ for _ in range(12):
 time.sleep(1)
 """,
         reached="processes",
+        killed_by=(None, "memory"),  # so many interpreters are near both limits
     ),
     "fork bomb of the shell": Attack(
         """
