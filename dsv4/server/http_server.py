@@ -15,7 +15,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dsv4.server.connections import ClientConnection, ClientLimits, ServingClock
+from dsv4.server.connections import MAX_HEAD_BYTES, ClientConnection, ClientLimits, ServingClock
 from dsv4.server.drain import Drain
 from dsv4.server.error_responses import error_response
 from dsv4.server.errors import RequestError, retry_after
@@ -42,6 +42,7 @@ class HttpServer(uvicorn.Server):
         config = uvicorn.Config(
             app,
             http="h11",
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,  # of a head in pieces; the default is a quarter
             ws="none",  # a connection upgraded to another protocol has no deadlines
             lifespan="off",
             log_level="error",  # clients' errors are reported to them only: no client can fill the log

@@ -144,6 +144,15 @@ def test_a_head_of_more_than_64_kib_is_refused_at_once(server, end: bytes) -> No
     assert b"\r\nx-should-retry: false\r\n" in answer
 
 
+@pytest.mark.parametrize(("size", "status"), [(40_000, b"200"), (70_000, b"431")])
+def test_a_head_that_comes_in_pieces_has_the_same_limit(server, size: int, status: bytes) -> None:
+    first = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Large: " + b"x" * 30_000
+    with connected(server.url, first) as pieces:
+        time.sleep(0.2)
+        pieces.sendall(b"x" * (size - 30_000) + b"\r\n\r\n")
+        assert everything(pieces).startswith(b"HTTP/1.1 " + status)
+
+
 def test_a_large_head_behind_another_request_is_refused(server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsv4.server.connections.MAX_HEAD_BYTES", 1000)  # both requests come in one piece
     first = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
