@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         check_output(out, run_dir)
         recipe = check_recipe(recipe)
+        if recipe.student_sft.texts and not recipe.nano.data.corpus:
+            console.print("no --corpus: the student's fine-tuning is on conversations alone, without student_sft.texts")
         if options.resume:
             record_origin(run_dir, recipe.device)
         else:
