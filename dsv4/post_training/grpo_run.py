@@ -20,7 +20,7 @@ from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.episodes.trajectory import TrajectoryFiles
 from dsv4.post_training.groups import Asked, Group, sampling_figures, update_figures
 from dsv4.post_training.grpo import advantages
-from dsv4.post_training.learner import Judged, LearnerSettings, Update, update, with_reference
+from dsv4.post_training.learner import Judged, LearnerSettings, Update, UpdateError, update, with_reference
 from dsv4.post_training.policy_run import LoopSettings, PolicyPosition, PolicyRun, StepFigures
 from dsv4.post_training.problems import Problem, ProblemSource
 from dsv4.post_training.replay import ReplaySettings
@@ -182,10 +182,17 @@ class GRPORun(PolicyRun):
         return figures
 
     def _groups(self, sampler: Callable[[int], Sampler]) -> Iterator[Group]:
-        """Groups of this step: until `prompts` of them are informative, or the rounds are used up."""
+        """Groups of this step: until `prompts` of them are informative, or the rounds are used up.
+
+        UpdateError if no problem of the first round could be asked.
+        """
         wanted = self.loop.prompts
-        for _ in range(self.settings.resample):
-            groups = self._judged(self._next(sampler, wanted))
+        for number in range(self.settings.resample):
+            asked = self._next(sampler, wanted)
+            failed = [rollout.error for rollout in asked.rollouts if rollout.error is not None]
+            if number == 0 and len(failed) == len(asked.rollouts):
+                raise UpdateError(f"all {len(failed)} rollouts failed, the last with: {failed[-1]}")
+            groups = self._judged(asked)
             yield from groups
             wanted -= sum(group.informative for group in groups)
             if wanted <= 0:

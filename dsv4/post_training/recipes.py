@@ -38,7 +38,7 @@ from dsv4.post_training.rubric import RubricQuestion
 from dsv4.post_training.rubric_judge import RubricJudge
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import UNPLANNED
-from dsv4.training.recipe import Section
+from dsv4.training.recipe import Section, changed_keys
 from dsv4.training.schedule import Schedule
 
 Count = Annotated[int, Field(ge=1)]
@@ -240,7 +240,15 @@ class GRPORecipe(PolicyRecipe):
         return self.efforts.modes(self.problems.efforts, self.sampling.max_tokens)
 
     def source(self) -> ProblemSource:
-        """The problems, and labelled judgements, which are asked without efforts, as the judge is."""
+        """The problems, and labelled judgements, which are asked without efforts, as the judge is.
+
+        ValueError for keys of efforts where none is asked: only here, since a recipe of stages fills problems in later.
+        """
+        if not self.problems.efforts and (given := changed_keys(self.efforts)):
+            raise ValueError(
+                f"efforts.{given[0]} without efforts that are asked; allowed: with problems.efforts, "
+                """as in problems.efforts='["low", "high", "max"]'"""
+            )
         if not self.judge.data:
             return super().source()
         problems, seed = self.problems, self.problems.seed

@@ -12,6 +12,7 @@ from dsv4.analysis.precision import Precision
 from dsv4.data.stable_hash import stable_hash
 from dsv4.data.tasks import TASKS
 from dsv4.post_training.domains.domain import Level
+from dsv4.post_training.effort_keys import EffortsSection
 from dsv4.post_training.effort_names import EFFORTS, EffortName, has_budgets
 from dsv4.post_training.recipes import Count, DistillRecipe, GRPORecipe, PolicyRecipe, Positive, Share
 from dsv4.tokenizer.prompts import Ladder
@@ -241,6 +242,8 @@ class V4Recipe(Section):
             grpo = self._policy(section.grpo, second * section.time, (name,), efforts)
             if has_budgets(section.efforts):
                 grpo = grpo.model_copy(update={"efforts": _filled(grpo.efforts, {"penalty": "budget"})})
+            if not grpo.problems.efforts:  # a recipe's windows are for the domains that are asked with efforts
+                grpo = grpo.model_copy(update={"efforts": EffortsSection()})
             specialists[name] = section.model_copy(update={"sft": sft, "grpo": grpo})
         thinkers = {name: section.efforts for name, section in self.specialists.items() if section.efforts}
         efforts = {"efforts": tuple({effort: None for found in thinkers.values() for effort in found})}

@@ -129,6 +129,17 @@ def known_keys(schema: type[Section], prefix: str = "") -> Iterator[str]:
             yield from known_keys(inner, f"{prefix}{key}." if inner is field.annotation else f"{prefix}{key}.0.")
 
 
+def changed_keys(section: Section) -> list[str]:
+    """Dotted keys whose values are other than their defaults."""
+    changed = section.model_dump(exclude_defaults=True)
+    return [key for key in known_keys(type(section)) if _has(changed, key.split("."))]
+
+
+def _has(values: Any, key: Sequence[str]) -> bool:
+    """True if nested `values` have the key."""
+    return not key or (isinstance(values, Mapping) and key[0] in values and _has(values[key[0]], key[1:]))
+
+
 def _nearest(schema: type[Section], key: str) -> str:
     """Known key that is spelled most like `key`: in the same table if one is close there, else as a whole."""
     known = list(known_keys(schema))

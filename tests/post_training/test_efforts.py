@@ -142,6 +142,10 @@ def test_recipes_ask_with_efforts_and_refuse_what_contradicts_them() -> None:
         read_recipe(GRPORecipe, None, [TASKS, ALL, "reward.length=0.1"])
     with pytest.raises(ValueError, match="problems.efforts.0"):
         read_recipe(GRPORecipe, None, [TASKS, 'problems.efforts=["medium"]'])
+    with pytest.raises(
+        ValueError, match=r"efforts\.low\.window without efforts that are asked; allowed: with problems"
+    ):
+        read_recipe(GRPORecipe, None, [TASKS, "efforts.low.window=0.1"]).source()
 
 
 def test_rewards_have_the_penalty_of_the_problem_s_effort() -> None:

@@ -17,7 +17,7 @@ from dsv4.model.batch import RaggedBatch
 from dsv4.post_training import grpo_run
 from dsv4.post_training.grpo import GRPOSettings
 from dsv4.post_training.grpo_run import GRPORun, GRPORunSettings
-from dsv4.post_training.learner import LearnerSettings, Update, update
+from dsv4.post_training.learner import LearnerSettings, Update, UpdateError, update
 from dsv4.post_training.policy_run import LoopSettings
 from dsv4.post_training.recipe_run import make_policy, tokenizer_files
 from dsv4.post_training.recipes import GRPORecipe
@@ -147,6 +147,14 @@ def test_a_reward_that_is_no_number_is_named(
     run = make_run(tmp_path, replace(LOOP, steps=1), lambda text: value)
     run.run()
     assert run.position.step == 1 and message in capsys.readouterr().out
+
+
+def test_a_run_that_can_ask_nothing_stops(tmp_path: Path) -> None:
+    """Each prompt is longer than the context: the run's model would be the one that it began with."""
+    run = make_run(tmp_path)
+    run.policy.set_options(max_model_len=2)
+    with pytest.raises(UpdateError, match=r"all 8 rollouts failed, the last with: the prompt of \d+ has 8 tokens"):
+        run.run()
 
 
 def test_a_kl_needs_a_reference(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from dsv4.engine import LLM, SamplingParams
 from dsv4.evals.post_training_results import read_results
 from dsv4.model_folder import resolve_model
 from dsv4.post_training import policy_run
+from dsv4.post_training.effort_keys import EffortsSection
 from dsv4.post_training.recipes import GRPORecipe
 from dsv4.post_training.run_origin import ORIGIN, describe_code, describe_machine, read_origin, record_origin
 from dsv4.post_training.sandbox.substrates import missing
@@ -319,6 +320,15 @@ def test_budgets_go_from_a_specialist_to_its_grpo_the_student_and_the_curve() ->
     modes = v4.read_v4_recipe(v4.RECIPE, v4.nano.RECIPE, [])
     assert modes.specialists.mathematics.grpo.efforts.penalty == "mode"
     assert modes.evaluation.efforts == modes.specialists.mathematics.efforts == ("low", "high", "max")
+
+
+def test_windows_of_the_recipe_are_for_domains_that_are_asked_with_efforts() -> None:
+    plain = v4.read_v4_recipe(
+        v4.RECIPE, v4.nano.RECIPE, ["specialists.mathematics.efforts=[]"]
+    ).specialists.mathematics.grpo
+    assert plain.efforts == EffortsSection() and plain.source().problem(0).domain == "mathematics"
+    asked = v4.read_v4_recipe(v4.RECIPE, v4.nano.RECIPE, []).specialists.mathematics.grpo
+    assert asked.efforts.low.window < 0.1 and asked.problems.efforts == ("low", "high", "max")
 
 
 def test_grpo_asks_other_problems_than_fine_tuning_has_answered(tmp_path: Path) -> None:
