@@ -33,6 +33,7 @@ from dsv4.data.records import find_sources
 from dsv4.data.shard_loader import RowShape
 from dsv4.data.shards import Index, hash_file
 from dsv4.data.tokenizing import ShardWriter
+from dsv4.engine.loading import check_device
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
 from dsv4.parallel.first_rank import on_first_rank
@@ -119,7 +120,7 @@ def _train(options: argparse.Namespace, rank: int) -> int:
     console = Console(quiet=rank > 0)
     recipe = resume_run(run_dir, options.recipe) if options.resume else given_recipe(options.recipe)
     check_ranks(recipe)
-    check_device(recipe.run.device)
+    check_device(recipe.run.device, "run.device")
     check_output(out, run_dir, Path(recipe.model.start) if recipe.lora.rank and recipe.model.start else None)
     with nullcontext() if rank else sole_writer(run_dir):
         with nullcontext() if options.resume or rank else kept_if_whole(run_dir):
@@ -172,18 +173,6 @@ def check_ranks(recipe: PretrainRecipe) -> None:
         degrees.check(int(os.environ["WORLD_SIZE"]), degrees.expert, degrees.pipeline)
     elif degrees.ranks > 1:
         raise ValueError(f"the recipe is for {degrees.ranks} ranks: start it by torchrun --nproc-per-node")
-
-
-def check_device(name: str) -> None:
-    """ValueError if torch knows no such device or this machine has none."""
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise ValueError(f"run.device is {name!r}; allowed: cpu, cuda") from error
-    if kind not in ("cpu", "cuda"):
-        raise ValueError(f"run.device is {name!r}; allowed: cpu, cuda")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"run.device is {name!r}, but torch finds no CUDA device here")
 
 
 def new_run(recipe: PretrainRecipe, run_dir: Path, console: Console) -> PretrainRecipe:

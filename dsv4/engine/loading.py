@@ -29,15 +29,17 @@ from dsv4.model.transformer import Transformer
 logger = logging.getLogger("dsv4")
 
 
-def check_device(device: str) -> None:
-    """ValueError for a device name unknown to torch, or for a CUDA device that this machine lacks."""
+def check_device(device: str, key: str = "device") -> None:
+    """ValueError, naming `key`, for another device than the CPU or a CUDA device that this machine has."""
     try:
         wanted = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device is {device!r}; allowed: cpu, cuda or cuda:N") from error
+    except RuntimeError:
+        wanted = None
+    if wanted is None or wanted.type not in ("cpu", "cuda"):
+        raise ValueError(f"{key} is {device!r}; allowed: cpu, cuda or cuda:N")
     found = torch.cuda.device_count()
     if wanted.type == "cuda" and (wanted.index or 0) >= found:
-        raise ValueError(f"device is {device!r}; torch finds {found} CUDA devices here")
+        raise ValueError(f"{key} is {device!r}; torch finds {found} CUDA devices here")
 
 
 def resolve_dtype(dtype: torch.dtype | str, device: str) -> torch.dtype:

@@ -46,7 +46,7 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
         if options.print_config:
             print(write_recipe(recipe), end="")
             return 0
-        check_device(recipe.run.device)
+        check_device(recipe.run.device, "run.device")
         check_output(out, run_dir)
         recipe.source()  # names what is wrong before the run's folder is made
         data = _data_notes(recipe, run_dir, options.resume)

@@ -106,8 +106,8 @@ def test_wrong_input_is_named(words: list[str], message: str, folder: Path, tmp_
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("run.device=cuda:99", "device is 'cuda:99'; torch finds"),
-        ("run.device=abacus", "device is 'abacus'; allowed: cpu"),
+        ("run.device=cuda:99", "run.device is 'cuda:99'; torch finds"),
+        ("run.device=abacus", "run.device is 'abacus'; allowed: cpu"),
         ("sampling.max_model_len=2000000", "sampling.max_model_len is 2000000; allowed: 2 to 1048576"),
         ("sampling.max_model_len=1", "sampling.max_model_len is 1; allowed: 2 to"),
     ],
