@@ -85,11 +85,15 @@ def main(arguments: list[str] | None = None, name: str = "pretrain") -> int:
         print(f"{stopped}; to go on: dsv4 train {name} --resume --run-dir {options.run_dir}", file=sys.stderr)
         return stopped.status
     except KeyboardInterrupt:
-        if has_state(options.run_dir) and not launched():
+        if launched():
+            raise
+        if has_state(options.run_dir):
             print(
                 f"\nto go on from the last save: dsv4 train {name} --resume --run-dir {options.run_dir}",
                 file=sys.stderr,
             )
+        elif (options.run_dir / SHARDS).is_dir() and not (options.run_dir / "data.json").exists():
+            print(f"\nthe same command goes on after the text that is in {options.run_dir / SHARDS}", file=sys.stderr)
         raise
     except STOPPED as error:
         raise SystemExit(f"training stopped: {error}") from error
@@ -377,7 +381,7 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
     settings = TrainSettings(
         Schedule(
             optimizing.rate,
-            min(optimizing.warmup_steps, steps),
+            optimizing.warmup_steps,
             optimizing.decay_fraction,
             optimizing.final_ratio,
         ),

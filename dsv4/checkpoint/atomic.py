@@ -79,11 +79,14 @@ def new_folder(target: Path, overwrite: bool) -> Generator[Path]:
 
 @contextmanager
 def kept_if_whole(folder: Path) -> Generator[None]:
-    """Context in which a folder is filled: on an error what was put there is removed, and the folder if it is new."""
+    """Context in which a folder is filled: on an error what was put there is removed, and the folder if it is new.
+
+    Ctrl-C leaves it as a kill does, for the same command to go on with.
+    """
     before = set(folder.iterdir()) if folder.is_dir() else None
     try:
         yield
-    except BaseException:
+    except Exception:
         for path in set(folder.iterdir()) - (before or set()) if folder.is_dir() else ():
             _remove(path)
         if before is None and folder.is_dir():

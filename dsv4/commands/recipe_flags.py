@@ -196,7 +196,7 @@ def corpus_parser() -> CommandParser:
     parser.add_argument("--packages", nargs="+", default=[], metavar="NAME", help="only these of the list")
     parser.add_argument("--mirror", default=MIRROR, help="Debian mirror (default: %(default)s)")
     parser.add_argument("--suite", default=SUITE, help="Debian release (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that read files (default: %(default)s)")
+    parser.add_argument("--workers", type=count, default=2, help="processes that read files (default: %(default)s)")
     return parser
 
 
@@ -266,4 +266,4 @@ def _add_run(parser: argparse.ArgumentParser, run_dir: Path) -> None:
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that prepare batches")
+    parser.add_argument("--workers", type=number, default=0, metavar="N", help="processes that prepare batches")

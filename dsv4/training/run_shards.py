@@ -13,8 +13,9 @@ SHARDS = "shards"  # a run's own, made of its text
 
 
 def read_share(text: str) -> tuple[str, float]:
-    """("folder", share) of "folder=share"; the share is 1 if it is left out."""
-    folder, _, share = text.partition("=")
+    """("folder", share) of "folder=share"; the share is 1 if it is left out, as only a folder without "=" may."""
+    folder, given, share = text.rpartition("=")
+    folder, share = (folder, share) if given else (share, "")
     try:
         found = float(share or 1)
     except ValueError as error:

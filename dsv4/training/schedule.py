@@ -26,8 +26,11 @@ class Schedule:
         return total_steps - round(total_steps * self.decay_fraction)
 
     def rate(self, step: int, total_steps: int) -> float:
-        """Learning rate of step `step` (0-based) of `total_steps`; with a decay, the last step has the final rate."""
-        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        """Learning rate of step `step` (0-based) of `total_steps`; with a decay, the last step has the final rate.
+
+        The warm-up of a run that is shorter than it takes all steps.
+        """
+        warmup = min(1.0, (step + 1) / min(self.warmup_steps, total_steps)) if self.warmup_steps else 1.0
         start = self.decay_start(total_steps)
         if step < start:
             return self.peak * warmup

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from rich.console import Console
 import dsv4
 from dsv4.analysis.activations import Recompute
 from dsv4.checkpoint.atomic import sole_writer
+from dsv4.data.shards import Index
 from dsv4.model.stacks import native_tensors
 from dsv4.model_folder import nano_path
 from dsv4.training import gradient
@@ -175,14 +177,14 @@ def test_a_spike_rolls_the_run_back(model: Path, texts: Path, tmp_path: Path) ->
 
 
 def test_shards_with_shares_and_changed_data(main: Any, model: Path, texts: Path, tmp_path: Path) -> None:
-    for name in ("x", "y"):
-        source = str(texts) if name == "x" else str(texts / "11.txt")
+    for name in ("x=1", "y"):
+        source = str(texts) if name == "x=1" else str(texts / "11.txt")
         assert dsv4_data("tokenize", source, "--model", str(model), "--out", str(tmp_path / name)) == 0
-    shards = [f"data.shards=['{tmp_path / 'x'}=3', '{tmp_path / 'y'}']", "data.tasks=1", f"model.base={model}"]
+    shards = [f"data.shards=['{tmp_path / 'x=1'}=3', '{tmp_path / 'y'}']", "data.tasks=1", f"model.base={model}"]
     run = tmp_path / "run"
     assert main([*shards, "stages.0.steps=1", *SIZE, "--run-dir", str(run)]) == 0
     saved = read_recipe(PretrainRecipe, run / "recipe.toml")
-    assert saved.data.shards == (f"{tmp_path / 'x'}=3", f"{tmp_path / 'y'}=1")
+    assert saved.data.shards == (f"{tmp_path / 'x=1'}=3", f"{tmp_path / 'y'}=1")
     with pytest.raises(SystemExit, match="already holds a run"):
         main([*shards, "--run-dir", str(run)])
     with pytest.raises(SystemExit, match="the run's own recipe but for parallel.\\*; without run.seed=4"):
@@ -199,6 +201,22 @@ def test_shards_with_shares_and_changed_data(main: Any, model: Path, texts: Path
     ):
         with pytest.raises(SystemExit, match=message):
             main([f"model.base={model}", *wrong, "--run-dir", str(tmp_path / "new")])
+
+
+@pytest.mark.parametrize(("end", "raised"), [(KeyboardInterrupt(), KeyboardInterrupt), (OSError("full"), SystemExit)])
+def test_ctrl_c_keeps_the_text_that_was_tokenized_an_error_nothing(
+    end: BaseException, raised: type, main: Any, model: Path, texts: Path, tmp_path: Path, capsys: Any
+) -> None:
+    run = tmp_path / "run"
+    words = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=1", *SIZE, "--run-dir", str(run)]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(raised):
+        patch.setattr(Index, "write", Mock(side_effect=end))  # behind the last shard
+        main(words)
+    kept = [path.stat().st_mtime_ns for path in run.rglob("*.arrow")]
+    assert bool(kept) == ("the same command goes on after the text" in capsys.readouterr().err) == run.exists()
+    assert bool(kept) == isinstance(end, KeyboardInterrupt)
+    assert main(words) == 0
+    assert not kept or kept == [path.stat().st_mtime_ns for path in run.rglob("*.arrow")]
 
 
 def test_a_run_that_was_moved_goes_on(main: Any, model: Path, texts: Path, tmp_path: Path) -> None:

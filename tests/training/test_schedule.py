@@ -26,6 +26,11 @@ def test_decay_starts_where_the_mtp_weight_changes() -> None:
     assert schedule.rate(7, 10) < 1.0
 
 
+def test_a_run_shorter_than_its_warm_up_reaches_the_peak() -> None:
+    schedule = Schedule(peak=1.0, warmup_steps=40, decay_fraction=0.0)
+    assert [schedule.rate(step, 4) for step in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
 @pytest.mark.parametrize("fraction", [-0.1, 1.5])
 def test_an_invalid_fraction_is_refused(fraction: float) -> None:
     with pytest.raises(ValueError, match="decay_fraction"):
