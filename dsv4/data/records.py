@@ -21,7 +21,8 @@ HUB_PREFIX = "hf:"
 _COMPRESSED = (".gz", ".bz2", ".zst")
 _JSON_LINES = (".jsonl", ".ndjson")
 _TEXT = (".txt", ".md", ".rst", ".text")
-SUFFIXES = (*_TEXT, *_JSON_LINES, ".parquet")
+_OF_ROWS = (*_JSON_LINES, ".parquet")
+SUFFIXES = (*_TEXT, *_OF_ROWS)
 TEXT, MESSAGES = "text", "messages"
 ROWS = "*"  # for a column: a record is a whole row
 # Keys of a conversation that its prompt depends on; the last two are refused, as by the API.
@@ -95,8 +96,6 @@ class File:
             yield from self._rows(start)
         elif kind in _JSON_LINES:
             yield from self._lines(start)
-        elif self.column == ROWS:
-            raise RecordError(f"{self.path}: a text; rows are allowed, of {', '.join((*_JSON_LINES, '.parquet'))}")
         elif start == 0:
             with _open(self.path) as handle:
                 text = handle.read()
@@ -196,20 +195,20 @@ def find_sources(patterns: Iterable[str], column: str | None = None) -> list[Sou
         if pattern.startswith(HUB_PREFIX):
             found[pattern] = HubDataset(pattern.removeprefix(HUB_PREFIX), column)
             continue
-        for path, name in _match(pattern):
+        for path, name in _match(pattern, _OF_ROWS if column in (MESSAGES, ROWS) else SUFFIXES):
             found.setdefault(str(path.resolve()), File(path, name, column))
     return list(found.values())
 
 
-def _match(pattern: str) -> list[tuple[Path, str]]:
-    """Files of one pattern, each with its name relative to the pattern's folder."""
+def _match(pattern: str, suffixes: tuple[str, ...]) -> list[tuple[Path, str]]:
+    """Files of one pattern, of those suffixes, each with its name relative to the pattern's folder."""
     root = Path(pattern)
     if root.is_dir():
-        paths = [path for path in sorted(root.rglob("*")) if path.is_file() and _kind(path) in SUFFIXES]
+        paths = [path for path in sorted(root.rglob("*")) if path.is_file() and _kind(path) in suffixes]
         # Hidden files are leftovers of writers, or not for readers.
         paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
         if not paths:
-            raise RecordError(f"{root}: no file that ends in {', '.join(SUFFIXES)} (or with .gz, .bz2, .zst after it)")
+            raise RecordError(f"{root}: no file that ends in {', '.join(suffixes)} (or with .gz, .bz2, .zst after it)")
         return [(path, path.relative_to(root).as_posix()) for path in paths]
     if root.is_file():
         matched = [root]
@@ -220,8 +219,9 @@ def _match(pattern: str) -> list[tuple[Path, str]]:
     if not matched:
         raise RecordError(f"{pattern}: no such file or folder, and no files that match it")
     for path in matched:
-        if _kind(path) not in SUFFIXES:
-            raise RecordError(f"{path}: files that end in {', '.join(SUFFIXES)} are allowed")
+        if _kind(path) not in suffixes:
+            more = "; of a JSON array, write one object per line, as .jsonl" if _kind(path) == ".json" else ""
+            raise RecordError(f"{path}: files that end in {', '.join(suffixes)} are allowed{more}")
     return [(path, path.name) for path in matched]
 
 

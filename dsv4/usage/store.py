@@ -34,6 +34,7 @@ _INSERT = (
     f"INSERT INTO {TABLE} ({', '.join(COLUMNS)}) VALUES ({', '.join(':' + name for name in COLUMNS)}) "
     "ON CONFLICT (request_id) DO NOTHING"  # a batch that failed after its commit is written again
 )
+_SCHEMA_LOCK = 4_053_002  # of PostgreSQL's advisory locks
 _BACKENDS = ("postgresql", "sqlite")  # databases with ON CONFLICT
 _ALLOWED = "the path of an SQLite file, or a URL like postgresql://host/name"
 Values = Mapping[str, Any]
@@ -41,6 +42,10 @@ Values = Mapping[str, Any]
 
 class UsageStore(Protocol):
     """A database that runs SQL; errors are its library's."""
+
+    def prepare(self) -> None:
+        """Makes the table and its indexes if they are missing, also where other processes do so at once."""
+        ...
 
     def write(self, sql: str, rows: Sequence[Values] = ()) -> None:
         """Runs a statement once per row, or once, in one transaction."""
@@ -55,6 +60,11 @@ class SqliteStore:
     def __init__(self, path: Path, *, create: bool) -> None:
         self._path = path
         self._mode = "rwc" if create else "ro"
+
+    def prepare(self) -> None:
+        self.write("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
+        for statement in _SCHEMA:
+            self.write(statement)
 
     def write(self, sql: str, rows: Sequence[Values] = ()) -> None:
         with contextlib.closing(self._connect()) as connection, connection:
@@ -88,6 +98,13 @@ class SqlAlchemyStore:
         self._text = sqlalchemy.text
         self._engine = sqlalchemy.create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
 
+    def prepare(self) -> None:
+        with self._engine.begin() as connection:
+            if connection.dialect.name == "postgresql":  # where one of two that make a table at once fails
+                connection.execute(self._text(f"SELECT pg_advisory_xact_lock({_SCHEMA_LOCK})"))
+            for statement in _SCHEMA:
+                connection.execute(self._text(statement))
+
     def write(self, sql: str, rows: Sequence[Values] = ()) -> None:
         with self._engine.begin() as connection:
             connection.execute(self._text(sql), [dict(row) for row in rows] or None)
@@ -117,10 +134,7 @@ def open_store(place: str, *, create: bool = True) -> UsageStore:
         store = SqliteStore(Path(place), create=create)
     try:
         if create:
-            if isinstance(store, SqliteStore):
-                store.write("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
-            for statement in _SCHEMA:
-                store.write(statement)
+            store.prepare()
         else:
             list(store.read(f"SELECT request_id FROM {TABLE} LIMIT 1", {}))
     except Exception as error:  # each database has errors of its own

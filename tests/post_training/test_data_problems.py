@@ -115,7 +115,7 @@ def test_files_without_a_problem_end_the_run(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ValueError, match=r"no row of 2 can be used; the first: .*bad\.jsonl:1: no JSON"):
         read_problems([bad])
     (tmp_path / "p.txt").write_text("text")
-    with pytest.raises(ValueError, match=r"p\.txt: a text; rows are allowed, of \.jsonl"):
+    with pytest.raises(ValueError, match=r"p\.txt: files that end in \.jsonl, \.ndjson, \.parquet are allowed"):
         read_problems([str(tmp_path / "p.txt")])
     with pytest.raises(ValueError, match=r"none\.jsonl: no such file"):
         read_problems([str(tmp_path / "none.jsonl")])

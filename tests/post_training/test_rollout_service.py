@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Barrier
 from typing import Any, cast
 
 import numpy as np
@@ -26,10 +27,11 @@ from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.post_training.rollout_service.process import WorkerPlan, work
 from dsv4.post_training.rollout_service.queue import RolloutQueue
 from dsv4.post_training.rollout_service.records import Finished, LoggedToken, NewRequest, Step
-from dsv4.post_training.rollout_service.tables import REQUESTS
+from dsv4.post_training.rollout_service.tables import REQUESTS, database
 from dsv4.post_training.rollout_service.weights import PublishedWeights
 from dsv4.post_training.rollout_service.worker import RolloutWorker
 from dsv4.training.export import export_model
+from dsv4.usage.store import open_store
 
 from ..forked import FORKED
 from .small_policy import small_policy
@@ -352,6 +354,26 @@ def test_a_thread_waits_for_its_turn_on_a_slow_disk(tmp_path: Path) -> None:
         taken.close()
         assert waiting.result() is False
     queue.close()
+
+
+@pytest.mark.postgres
+def test_workers_that_start_at_once_make_the_tables_once(postgres_server: str) -> None:
+    """Without a lock, PostgreSQL refuses a table that another transaction is making, also IF NOT EXISTS."""
+    server = f"postgresql://dsv4@/postgres?host={postgres_server}"
+    engine = database(server).execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sql.text("CREATE DATABASE fresh"))
+    engine.dispose()
+    fresh, together = server.replace("/postgres?", "/fresh?"), Barrier(8)
+
+    def opened(number: int) -> None:
+        together.wait(60)
+        RolloutQueue(fresh, run=str(number)).close()
+        together.wait(60)
+        open_store(fresh).close()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(opened, range(8))) == [None] * 8
 
 
 @pytest.mark.postgres

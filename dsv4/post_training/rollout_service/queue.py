@@ -38,6 +38,7 @@ from dsv4.post_training.rollout_service.tables import (
 )
 
 _ENDED = REQUESTS.c.status.in_((DONE, FAILED))
+_TABLES_LOCK = 4_053_001  # of PostgreSQL's advisory locks
 
 
 class RolloutQueue:
@@ -66,6 +67,8 @@ class RolloutQueue:
         self.learner = learner
         self.place, self._engine = shown(url), database(url)
         with self._begin() as connection:
+            if connection.dialect.name == "postgresql":  # where one of two that make a table at once fails
+                connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_TABLES_LOCK)))
             METADATA.create_all(connection)
 
     def close(self) -> None:
