@@ -70,4 +70,17 @@ def _pin_mkl_rounding() -> None:
         os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 
+def _shorten_openmp_waits() -> None:
+    """Have the threads of GNU OpenMP sleep soon after a parallel part of torch, unless the user chose how they wait.
+
+    By default they spin for milliseconds, on the processors that the native kernels' threads need next. Plain torch
+    alone is faster with that, so it stays where DSV4_KERNELS=reference asks for it. OpenMP reads the variable when
+    torch is imported.
+    """
+    if sys.platform != "linux" or "OMP_WAIT_POLICY" in os.environ or os.environ.get("DSV4_KERNELS") == "reference":
+        return
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 _pin_mkl_rounding()
+_shorten_openmp_waits()

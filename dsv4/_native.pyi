@@ -214,4 +214,6 @@ def cross_entropy(
     """Losses and likeliest tokens [n] of rows x [n, in], and the gradients of the losses' sum."""
 
 def newton_schulz(x: Any, coefficients: list[float]) -> None:
-    """As in dsv4.kernels.newton_schulz, in place, on the bits of BF16 matrices; three coefficients per step."""
+    """As in dsv4.kernels.newton_schulz, in place, on fp32 matrices or the bits of BF16 ones; three coefficients per
+    step.
+    """

@@ -47,6 +47,7 @@ from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.lora import adapter_pairs, load_adapted
 from dsv4.training.losses import LossWeights
 from dsv4.training.nano_recipe import step_flops
+from dsv4.training.newton_schulz import product_dtype
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import FixedPlan, TimePlan
 from dsv4.training.plots import draw_run
@@ -397,14 +398,13 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
         count_clamps=run.count_clamps,
         stability=recipe.stability.settings(),
     )
-    native = run.device != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    device = torch.device(run.device)
     chosen: dict[str, Any] = {
         "momentum": optimizing.momentum,
         "weight_decay": optimizing.weight_decay,
-        "compute_dtype": torch.bfloat16 if native else torch.float32,
+        "compute_dtype": product_dtype(device),
         "adapters": "adamw_no_decay" if recipe.lora.optimizer == "adamw" else "muon",
     }
-    device = torch.device(run.device)
     # Its operations are those of training every parameter, which adapters do not do.
     speed = None
     if recipe.lora.rank is None:

@@ -23,6 +23,24 @@ def test_import_asks_mkl_for_row_independent_rounding_and_respects_the_user() ->
         assert found.stdout.strip() in expected
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP is Linux's")
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, "None"),
+        ({"DSV4_KERNELS": "reference"}, "None"),
+    ],
+)
+def test_openmps_threads_give_way_to_the_native_ones(given: dict[str, str], expected: str) -> None:
+    asked = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "DSV4_KERNELS")
+    free = {key: value for key, value in os.environ.items() if key not in asked}
+    code = "import dsv4, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    found = subprocess.run([sys.executable, "-c", code], env=free | given, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == expected
+
+
 def test_uninitialized_tensors_are_poisoned_for_the_package_only() -> None:
     ours: dict[str, object] = {"__name__": "dsv4.probe", "torch": torch}
     exec("x = torch.empty(3); i = torch.empty_like(torch.zeros(3, dtype=torch.int64)); n = x.new_empty(2)", ours)

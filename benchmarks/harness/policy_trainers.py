@@ -78,6 +78,7 @@ class Dsv4:
         from dsv4.post_training.recipe_run import freeze_router
         from dsv4.post_training.rewards import RewardSettings
         from dsv4.post_training.served_policy import ServedPolicy
+        from dsv4.training.newton_schulz import product_dtype
         from dsv4.training.optim import MuonAdamW
         from dsv4.training.schedule import Schedule
 
@@ -85,10 +86,9 @@ class Dsv4:
         model.mtp.requires_grad_(False)
         if not adamw:
             freeze_router(model)
-        fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
         optimizer: Any = PlainAdamW(model)
         if not adamw:
-            optimizer = MuonAdamW(model, model.config, compute_dtype=torch.bfloat16 if fast else torch.float32)
+            optimizer = MuonAdamW(model, model.config, compute_dtype=product_dtype(torch.device("cpu")))
         policy = ServedPolicy(
             model, folder, quantized=not adamw, max_num_seqs=shape.answers, max_model_len=1024 + shape.tokens
         )

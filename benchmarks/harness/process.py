@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
+OURS = ("MKL_CBWR", "GOMP_SPINCOUNT")  # what `import dsv4` sets for itself, and what slows others down
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -46,11 +47,12 @@ class Process:
 
 def start(name: str, threads: int, limit_bytes: int | None = None) -> None:
     """Prepare a new process before torch is imported."""
-    import dsv4  # asks MKL for reproducible rounding, which would slow others down
+    import dsv4
 
     assert dsv4.__version__
-    if name != "dsv4":
-        os.environ.pop("MKL_CBWR", None)
+    if not name.startswith("dsv4"):
+        for variable in OURS:
+            os.environ.pop(variable, None)
     # No network look-ups, no progress bars: weights are local.
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
     os.environ.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))

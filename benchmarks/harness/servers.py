@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.process import ROOT, BenchmarkError, peak_bytes
+from benchmarks.harness.process import OURS, ROOT, BenchmarkError, peak_bytes
 
 READY_S = 300.0  # longest start
 END_S = 20.0  # from SIGTERM to SIGKILL
@@ -42,7 +42,8 @@ class Server:
         BenchmarkError with the end of the log if the process ends first.
         """
         port = free_port()
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONPATH": _path()}
+        own = {name: value for name, value in os.environ.items() if name not in OURS}
+        environment = own | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONPATH": _path()}
         with tempfile.TemporaryFile("w+", errors="replace") as log:
             command = [*self.command, self.port_flag, str(port)]
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)

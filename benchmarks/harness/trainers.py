@@ -47,14 +47,14 @@ class Dsv4:
     def __init__(self, folder: Path, precision: str, recompute: Recompute) -> None:
         import dsv4
         from dsv4.training.memory import keep_freed_memory
+        from dsv4.training.newton_schulz import product_dtype
         from dsv4.training.optim import MuonAdamW
 
         keep_freed_memory()
         self.model = dsv4.load(folder, weights="widened").requires_grad_()
         self.precision = precision
         self.recompute: Recompute = recompute
-        fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
-        dtype = torch.bfloat16 if fast else torch.float32
+        dtype = product_dtype(torch.device("cpu"))
         self.optimizer = MuonAdamW(self.model, self.model.config, compute_dtype=dtype)
 
     def gradient(self, batches: Sequence[Tensor]) -> float:

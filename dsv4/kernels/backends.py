@@ -2,8 +2,9 @@
 
 An operation runs natively if all of these hold, else on the reference:
 - the native kernels are installed, and DSV4_KERNELS is not "reference";
-- its tensors are fp32 (newton_schulz: BF16) on the CPU;
-- the instruction set has the operation: newton_schulz is there with AVX-512 BF16 alone, where AMX is not used;
+- its tensors are fp32 on the CPU, of newton_schulz also BF16;
+- the instruction set has the operation: newton_schulz is there with AVX2 and AVX-512, on BF16 with AVX-512 BF16 alone,
+  where AMX is not used;
 - no gradient is recorded through it, or its native rung has a backward.
 So DSV4_KERNELS=reference means plain torch throughout, and training runs the operations of inference, bit for bit.
 (model/ chooses the fused forward of inference.)
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from dsv4.kernels import cpu
 from dsv4.kernels.cpu import KernelChoiceError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
 
 BACKENDS = ("native", "reference")
 
@@ -36,9 +37,11 @@ class Rung:
     """Conditions under which an operation's native.py runs."""
 
     backward: bool = True  # has a gradient
-    dtype: str = "float32"
-    isas: tuple[str, ...] | None = None  # instruction sets that have it; None: all
+    # Dtype of its tensors -> instruction sets that have it; None: all.
+    isas: dict[str, tuple[str, ...] | None] = field(default_factory=lambda: {"float32": None})
 
+
+_VECTORS = ("avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 
 # Operation (a folder of kernels/) -> its native rung.
 NATIVE: dict[str, Rung] = {
@@ -51,7 +54,7 @@ NATIVE: dict[str, Rung] = {
     "indexer": Rung(backward=False),
     "linear": Rung(),
     "mhc": Rung(),
-    "newton_schulz": Rung(backward=False, dtype="bfloat16", isas=("avx512_bf16",)),
+    "newton_schulz": Rung(backward=False, isas={"float32": _VECTORS, "bfloat16": ("avx512_bf16",)}),
     "norm": Rung(),
     "quant": Rung(),
     "rope": Rung(),
@@ -87,16 +90,20 @@ def requested() -> bool:
 
 def uses_native(operation: str, *tensors: Tensor | None) -> bool:
     """True if the operation runs natively on these tensors, by the rule above."""
-    import torch
-
     module, rung = native_module(), NATIVE[operation]
-    if module is None or (rung.isas is not None and module.selected() not in rung.isas):
-        return False
-    dtype = getattr(torch, rung.dtype)
     given = [t for t in tensors if t is not None]
-    if any(t.dtype != dtype or t.device.type != "cpu" for t in given):
+    if module is None or any(t.device.type != "cpu" for t in given):
         return False
+    for t in given:
+        isas = rung.isas.get(_dtype_name(t.dtype), ())
+        if isas is not None and module.selected() not in isas:
+            return False
     return rung.backward or not records(*given)
+
+
+@cache
+def _dtype_name(dtype: dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def records(*tensors: Tensor | None) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 from rich.console import Console
 
@@ -36,8 +35,8 @@ from dsv4.post_training.rollout_service.process import WorkerPlan
 from dsv4.post_training.rollout_service.service import RolloutService, ServiceSettings, run_name, worker_threads
 from dsv4.post_training.rubric import RubricQuestion
 from dsv4.post_training.rubric_judge import RubricJudge
+from dsv4.training.newton_schulz import product_dtype
 from dsv4.training.optim import MuonAdamW
-from dsv4.training.plan import UNPLANNED
 from dsv4.training.recipe import Section, changed_keys
 from dsv4.training.schedule import Schedule
 
@@ -57,15 +56,14 @@ class OptimizerSection(Section):
     momentum: Share = 0.95
     grad_clip: Positive = 1.0
 
-    def schedule(self, steps: int) -> Schedule:
-        return Schedule(self.rate, min(self.warmup_steps, steps), self.decay_fraction, self.final_ratio)
+    def schedule(self) -> Schedule:
+        return Schedule(self.rate, self.warmup_steps, self.decay_fraction, self.final_ratio)
 
     def optimizer(self, model: Transformer, config: ModelConfig) -> MuonAdamW:
         """Optimizer of the parameters that take a gradient."""
-        native = model.device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
         return MuonAdamW(
             model, config, momentum=self.momentum, weight_decay=self.weight_decay,
-            compute_dtype=torch.bfloat16 if native else torch.float32,
+            compute_dtype=product_dtype(model.device),
         )  # fmt: skip
 
 
@@ -141,7 +139,7 @@ class PolicyRecipe(Section):
 
     def loop(self) -> LoopSettings:
         sampling, run = self.sampling, self.run
-        schedule = self.optimizer.schedule(run.steps if run.seconds is None else UNPLANNED)
+        schedule = self.optimizer.schedule()
         return LoopSettings(
             run.steps, schedule, sampling.prompts, sampling.max_tokens, run.save_every, run.seed, run.seconds
         )

@@ -22,6 +22,12 @@ NORM_FLOOR = 1e-9
 CHUNK_ELEMENTS = 48 * 128 * 256
 
 
+def product_dtype(device: torch.device) -> torch.dtype:
+    """Dtype of the products that is fast on a device: BF16, fp32 on processors that would emulate it."""
+    fast = device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.bfloat16 if fast else torch.float32
+
+
 def orthogonalize(
     matrices: Tensor,
     compute_dtype: torch.dtype = torch.bfloat16,

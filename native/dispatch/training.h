@@ -60,8 +60,11 @@ inline TrainingOps training_ops() {
                           int64_t* predicted, float* dx, float* d_head,
                           bool pairs) { cross_entropy({x, n, head, targets, losses, predicted, dx, d_head, pairs}); };
     to.has_pairs = HAS_GRADIENT_PAIRS;
+#if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
+    to.newton_schulz = newton_schulz_steps<newton_schulz::Floats>;
+#endif
 #if defined(DSV4_ISA_AVX512_BF16)
-    to.newton_schulz = newton_schulz_steps;
+    to.newton_schulz_bf16 = newton_schulz_steps<newton_schulz::Bf16Pairs>;
 #endif
     return to;
 }

@@ -41,9 +41,11 @@ struct TrainingOps {
     void (*cross_entropy)(const float* x, int64_t n, const Weight& head, const int64_t* targets, float* losses,
                           int64_t* predicted, float* dx, float* d_head, bool pairs);
     bool has_pairs;  // false: gradients are fp32 even if asked for in BF16 pairs
-    // BF16 matrices x [count, n, m], in place; null where the instruction set has no kernel.
-    void (*newton_schulz)(uint16_t* x, int64_t count, int64_t n, int64_t m, const NewtonSchulzStep* steps,
+    // Matrices x [count, n, m], in place; null where the instruction set has no kernel for their numbers.
+    void (*newton_schulz)(float* x, int64_t count, int64_t n, int64_t m, const NewtonSchulzStep* steps,
                           int64_t num_steps);
+    void (*newton_schulz_bf16)(uint16_t* x, int64_t count, int64_t n, int64_t m, const NewtonSchulzStep* steps,
+                               int64_t num_steps);
 };
 
 }  // namespace dsv4

@@ -321,20 +321,33 @@ void cross_entropy(MutableFloats x, const nb::object& weight, const Longs& targe
                              data_of(d_weight), bf16);
 }
 
-void newton_schulz(nb::ndarray<int16_t, nb::device::cpu, nb::c_contig> x, const std::vector<float>& coefficients) {
+// `kernel` on the matrices `x`, whose numbers are Number in the function table.
+template <class Number, class Array>
+void newton_schulz(const Array& x, const std::vector<float>& coefficients,
+                   void (*kernel)(Number*, int64_t, int64_t, int64_t, const NewtonSchulzStep*, int64_t)) {
     expect_dimensions(x, 3, "x");
     const int64_t count = static_cast<int64_t>(x.shape(0)), n = static_cast<int64_t>(x.shape(1)),
                   m = static_cast<int64_t>(x.shape(2));
     if (n > m) wrong("x: " + std::to_string(n) + " rows, more than its " + std::to_string(m) + " columns");
     if (coefficients.size() % 3 != 0)
         wrong("coefficients: three per step, found " + std::to_string(coefficients.size()));
-    if (!training().newton_schulz) wrong("newton_schulz: this instruction set has no kernel");
+    if (!kernel) wrong("newton_schulz: this instruction set has no kernel for these numbers");
     std::vector<NewtonSchulzStep> steps;
     for (size_t i = 0; i < coefficients.size(); i += 3)
         steps.push_back({coefficients[i], coefficients[i + 1], coefficients[i + 2]});
     Computing now;
-    training().newton_schulz(reinterpret_cast<uint16_t*>(x.data()), count, n, m, steps.data(),
-                             static_cast<int64_t>(steps.size()));
+    kernel(reinterpret_cast<Number*>(x.data()), count, n, m, steps.data(), static_cast<int64_t>(steps.size()));
+}
+
+using Bf16Bits = nb::ndarray<int16_t, nb::device::cpu, nb::c_contig>;
+using Floats = nb::ndarray<float, nb::device::cpu, nb::c_contig>;
+
+void newton_schulz_bf16(const Bf16Bits& x, const std::vector<float>& coefficients) {
+    newton_schulz<uint16_t>(x, coefficients, training().newton_schulz_bf16);
+}
+
+void newton_schulz_fp32(const Floats& x, const std::vector<float>& coefficients) {
+    newton_schulz<float>(x, coefficients, training().newton_schulz);
 }
 
 }  // namespace
@@ -377,7 +390,8 @@ void define_training(nb::module_& m) {
           nb::arg("losses").noconvert(), nb::arg("predicted").noconvert(), nb::arg("dx").noconvert().none() = none,
           nb::arg("d_weight").noconvert().none() = none, nb::arg("bf16") = false);
     m.def("has_bf16_gradients", [] { return training().has_pairs; });
-    m.def("newton_schulz", &newton_schulz, nb::arg("x").noconvert(), nb::arg("coefficients"));
+    m.def("newton_schulz", &newton_schulz_bf16, nb::arg("x").noconvert(), nb::arg("coefficients"));
+    m.def("newton_schulz", &newton_schulz_fp32, nb::arg("x").noconvert(), nb::arg("coefficients"));
 }
 
 }  // namespace dsv4

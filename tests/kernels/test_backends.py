@@ -164,14 +164,16 @@ def test_every_operation_has_its_three_files_and_its_line_in_the_table() -> None
         assert {"reference.py", "native.py"} <= {p.name for p in (ROOT / "dsv4" / "kernels" / name).iterdir()}, name
 
 
-@pytest.mark.parametrize("operation", backends.NATIVE)
-def test_the_rule_for_running_natively(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("operation", "name"), [(operation, name) for operation, rung in backends.NATIVE.items() for name in rung.isas]
+)
+def test_the_rule_for_running_natively(operation: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Native kernels run unless DSV4_KERNELS is "reference"; a recorded gradient needs a backward."""
-    rung = backends.NATIVE[operation]
-    dtype = getattr(torch, rung.dtype)
+    rung, dtype = backends.NATIVE[operation], getattr(torch, name)
+    isas = rung.isas[name]
     plain, recorded = torch.ones(2, dtype=dtype), torch.ones(2, dtype=dtype, requires_grad=True)
     module = types.ModuleType("native")
-    isa = (rung.isas or ("avx2",))[0]
+    isa = (isas or ("avx2",))[0]
     monkeypatch.setattr(module, "selected", lambda: isa, raising=False)
     native = cpu.Native(module, isa, False)
     for choice, uses in (
@@ -188,7 +190,7 @@ def test_the_rule_for_running_natively(operation: str, monkeypatch: pytest.Monke
         assert not backends.uses_native(operation, plain.to("meta"))
         with monkeypatch.context() as other:
             other.setattr(module, "selected", lambda: "portable")
-            assert backends.uses_native(operation, plain) == (uses and rung.isas is None)
+            assert backends.uses_native(operation, plain) == (uses and isas is None)
 
 
 def install(folder: Path, **variables: str) -> Path:

@@ -1,4 +1,4 @@
-"""Newton-Schulz iterations on the native kernels; BF16 on the CPU."""
+"""Newton-Schulz iterations on the native kernels; fp32 and BF16 on the CPU."""
 
 from __future__ import annotations
 
@@ -11,5 +11,6 @@ from dsv4.kernels import cpu
 def iterate(x: Tensor, steps: tuple[tuple[float, float, float], ...]) -> Tensor:
     """The matrices x [N, n, m], n <= m, after the steps."""
     out = x.detach().clone(memory_format=torch.contiguous_format)
-    cpu.kernels().newton_schulz(out.view(torch.int16), [number for step in steps for number in step])
+    numbers = out.view(torch.int16) if out.dtype == torch.bfloat16 else out
+    cpu.kernels().newton_schulz(numbers, [number for step in steps for number in step])
     return out
