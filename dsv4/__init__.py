@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from dsv4.lazy import lazy_names
@@ -74,12 +75,12 @@ def _shorten_openmp_waits() -> None:
     """Have the threads of GNU OpenMP sleep soon after a parallel part of torch, unless the user chose how they wait.
 
     By default they spin for milliseconds, on the processors that the native kernels' threads need next. Plain torch
-    alone is faster with that, so it stays where DSV4_KERNELS=reference asks for it. OpenMP reads the variable when
-    torch is imported.
+    alone is faster with that, so it stays where the reference runs. OpenMP reads the variable when torch is imported.
     """
     if sys.platform != "linux" or "OMP_WAIT_POLICY" in os.environ or os.environ.get("DSV4_KERNELS") == "reference":
         return
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if find_spec("dsv4._native") is not None:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 _pin_mkl_rounding()

@@ -88,12 +88,12 @@ def main(arguments: list[str] | None = None, name: str = "pretrain") -> int:
     except KeyboardInterrupt:
         if launched():
             raise
-        if has_state(options.run_dir):
+        if (options.run_dir / "data.json").exists() or has_state(options.run_dir):
             print(
                 f"\nto go on from the last save: dsv4 train {name} --resume --run-dir {options.run_dir}",
                 file=sys.stderr,
             )
-        elif (options.run_dir / SHARDS).is_dir() and not (options.run_dir / "data.json").exists():
+        elif (options.run_dir / SHARDS).is_dir():
             print(f"\nthe same command goes on after the text that is in {options.run_dir / SHARDS}", file=sys.stderr)
         raise
     except STOPPED as error:
@@ -196,7 +196,8 @@ def new_run(recipe: PretrainRecipe, run_dir: Path, console: Console) -> Pretrain
     source = recipe.model.tokenizer if data.tokenizer is None else resolve_model(data.tokenizer)
     check_tokenizer(recipe, source)
     config = recipe.model.config()
-    (run_dir / "tokenizer").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(run_dir / "tokenizer", ignore_errors=True)  # of a call that was interrupted
+    (run_dir / "tokenizer").mkdir(parents=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, run_dir / "tokenizer" / name)

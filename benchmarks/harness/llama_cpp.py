@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.process import BenchmarkError, peak_bytes
+from benchmarks.harness.process import BenchmarkError, peak_bytes, plain_environment
 from benchmarks.harness.results import Sample
 from dsv4.checkpoint.gguf_export import Linears
 
@@ -95,7 +95,7 @@ def parse(answer: str, asked: dict[str, int]) -> dict[str, Any]:
 def _run(command: list[str]) -> tuple[str, int | None]:
     """Output of a command and its peak memory in bytes. BenchmarkError with the end of its stderr if it fails."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+", errors="replace") as errors:
-        process = subprocess.Popen(command, stdout=out, stderr=errors)
+        process = subprocess.Popen(command, stdout=out, stderr=errors, env=plain_environment())
         peak, pause = 0, POLL_S[0]
         try:
             while process.poll() is None:

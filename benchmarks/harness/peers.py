@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.harness.process import peak_bytes
+from benchmarks.harness.process import OURS, peak_bytes
 
 Timing = tuple[float, int]  # seconds of forwards, peak bytes of the process
 
@@ -172,8 +172,8 @@ def load(name: str, folder: Path) -> dict[str, Any]:
     """Create a peer and return its settings. "dsv4 shipped" computes in shipped numerics."""
     make = TransformersPeer if name == "transformers" else Dsv4Peer
     peer = _loaded[name] = make(folder, "shipped" if name.endswith(" shipped") else "float")
-    running = {"torch": torch.__version__, "threads": torch.get_num_threads(), "mkl_cbwr": os.environ.get("MKL_CBWR")}
-    return {**peer.settings, **running}
+    running = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    return {**peer.settings, **running, **{name.lower(): os.environ.get(name) for name in OURS}}
 
 
 def ask(name: str, method: str, *arguments: Any) -> Any:

@@ -45,6 +45,11 @@ class Process:
         self._pool.shutdown()
 
 
+def plain_environment() -> dict[str, str]:
+    """This process's environment without OURS: a program that imports dsv4 sets them itself."""
+    return {name: value for name, value in os.environ.items() if name not in OURS}
+
+
 def start(name: str, threads: int, limit_bytes: int | None = None) -> None:
     """Prepare a new process before torch is imported."""
     import dsv4

@@ -120,7 +120,7 @@ def take_rounds(
 
 
 class Machine:
-    """Best measured ceilings of the machine, in a process without dsv4's MKL settings."""
+    """Best measured ceilings of the machine, in a process without dsv4's settings of torch."""
 
     def __init__(self, process: Process, scenario: Scenario) -> None:
         self._process, self._sizes = process, scenario.ceilings

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.process import OURS, ROOT, BenchmarkError, peak_bytes
+from benchmarks.harness.process import ROOT, BenchmarkError, peak_bytes, plain_environment
 
 READY_S = 300.0  # longest start
 END_S = 20.0  # from SIGTERM to SIGKILL
@@ -42,8 +42,9 @@ class Server:
         BenchmarkError with the end of the log if the process ends first.
         """
         port = free_port()
-        own = {name: value for name, value in os.environ.items() if name not in OURS}
-        environment = own | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONPATH": _path()}
+        environment = plain_environment() | {
+            "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONPATH": _path()
+        }  # fmt: skip
         with tempfile.TemporaryFile("w+", errors="replace") as log:
             command = [*self.command, self.port_flag, str(port)]
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.harness import trainers
 from benchmarks.harness.machine import Ceilings, measure_ceilings
-from benchmarks.harness.process import ROOT, BenchmarkError, Process
+from benchmarks.harness.process import ROOT, BenchmarkError, Process, plain_environment
 from benchmarks.harness.random_checkpoint import write_random_values
 from benchmarks.harness.results import Row, Run
 from benchmarks.harness.training_parts import MUON, REST, floors, muon_operations, operations
@@ -155,8 +155,9 @@ def train_nano(checkout: Path, steps: int, arguments: Sequence[str]) -> float:
         run, out = Path(folder) / "run", Path(folder) / "model"
         command = [python_of(checkout), "-m", "dsv4", "train", "nano", "--steps", str(steps), "--run-dir", str(run)]
         done = subprocess.run(
-            [*command, "--out", str(out), *arguments], cwd=checkout, capture_output=True, text=True, check=False
-        )
+            [*command, "--out", str(out), *arguments], cwd=checkout, env=plain_environment(), capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
         metrics = next(run.rglob("metrics.jsonl"), None)  # of the base; older recipes have one part
         if done.returncode or metrics is None:
             raise BenchmarkError(f"{' '.join(command)} in {checkout.name} failed: {done.stderr.strip()[-500:]}")

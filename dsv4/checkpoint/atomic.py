@@ -81,7 +81,7 @@ def new_folder(target: Path, overwrite: bool) -> Generator[Path]:
 def kept_if_whole(folder: Path) -> Generator[None]:
     """Context in which a folder is filled: on an error what was put there is removed, and the folder if it is new.
 
-    Ctrl-C leaves it as a kill does, for the same command to go on with.
+    Ctrl-C leaves it as a kill does, for what was done to be gone on with.
     """
     before = set(folder.iterdir()) if folder.is_dir() else None
     try:

@@ -56,13 +56,13 @@ dsv4 train distill --resume --run-dir runs/distill
 dsv4 train distill models/nano --teacher default=runs/gcd/model --print-config"""
 
 NANO = """\
-Train the nano model from scratch: data, base (pre-training), sft (conversations), model folder.
+Train the nano model from scratch: data, base and mid (pre-training), sft (conversations), long, model folder.
 
 recipes/nano.toml is the recipe; KEY=VALUE changes one of its keys. --corpus is a folder that `dsv4 train corpus` made.
 Its budget is 6 hours on 2 cores, or 20 minutes on one data-centre GPU. --resume continues a killed run from its last
 saved step, to the same bits; `timeout 3h` or SIGTERM ends a part of a long run with its state saved. The run's folder
-keeps data/ (tokenizer, questions, shards), base/ and sft/, each with its state, metrics, losses.png and model folder;
-the sft's is copied to --out."""
+keeps data/ (tokenizer, questions, shards) and a folder for each part, with its state, metrics, losses.png and model
+folder; the last part's is copied to --out."""
 NANO_EXAMPLES = """\
 dsv4 train nano --corpus corpus --run-dir runs/nano
 dsv4 train nano --corpus corpus --budget gpu
@@ -174,7 +174,7 @@ def nano_parser() -> CommandParser:
     parser.add_argument("--steps", type=int, help="a fixed number of steps instead of a time")
     _add_run(parser, ROOT / "runs" / "nano")
     parser.add_argument("--base-model", metavar="FOLDER", help="leave out the base: the sft goes on from this model")
-    parser.add_argument("--base-only", action="store_true", help="stop after the base")
+    parser.add_argument("--base-only", action="store_true", help="stop before the sft")
     _add_workers(parser)
     return parser
 

@@ -187,8 +187,8 @@ def find_sources(patterns: Iterable[str], column: str | None = None) -> list[Sou
     """Sources of files, folders (searched for the known suffixes), globs and `hf:` names, without duplicates.
 
     column: where a record's text is, MESSAGES for conversations only, ROWS for rows with all that they have; None:
-    "text", of which no record may have both. Files are sorted by path within each pattern. RecordError for a pattern
-    that matches nothing, or a file of another kind.
+    "text", of which no record may have both. Of files, MESSAGES and ROWS take JSON lines and Parquet alone. Files are
+    sorted by path within each pattern. RecordError for a pattern that matches nothing, or a file of another kind.
     """
     found: dict[str, Source] = {}
     for pattern in patterns:

@@ -184,19 +184,20 @@ class GRPORun(PolicyRun):
     def _groups(self, sampler: Callable[[int], Sampler]) -> Iterator[Group]:
         """Groups of this step: until `prompts` of them are informative, or the rounds are used up.
 
-        UpdateError if no problem of the first round could be asked.
+        UpdateError if none of their rollouts could be sampled.
         """
-        wanted = self.loop.prompts
-        for number in range(self.settings.resample):
+        wanted, sampled, errors = self.loop.prompts, 0, list[str]()
+        for _ in range(self.settings.resample):
             asked = self._next(sampler, wanted)
-            failed = [rollout.error for rollout in asked.rollouts if rollout.error is not None]
-            if number == 0 and len(failed) == len(asked.rollouts):
-                raise UpdateError(f"all {len(failed)} rollouts failed, the last with: {failed[-1]}")
+            sampled += len(asked.rollouts)
+            errors += [rollout.error for rollout in asked.rollouts if rollout.error is not None]
             groups = self._judged(asked)
             yield from groups
             wanted -= sum(group.informative for group in groups)
             if wanted <= 0:
                 return
+        if len(errors) == sampled:
+            raise UpdateError(f"all {sampled} rollouts of a step failed, the last with: {errors[-1]}")
 
     def _next(self, sampler: Callable[[int], Sampler], count: int) -> Asked:
         """The next `count` problems, each asked `group_size` times; asked earlier, if a service samples ahead.

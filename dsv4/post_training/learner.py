@@ -67,7 +67,7 @@ class Update:
 
 
 class UpdateError(RuntimeError):
-    """A loss or a gradient is not finite; nothing was updated."""
+    """A loss or a gradient is not finite, or no rollout could be sampled; nothing was updated."""
 
 
 def update(

@@ -239,11 +239,9 @@ class V4Recipe(Section):
                 part = section.time / sum(tuning.values())
                 sft = sft.model_copy(update={"seconds": budget.of("specialist_sft") * part})
             efforts = {"efforts": section.efforts}
-            grpo = self._policy(section.grpo, second * section.time, (name,), efforts)
+            grpo = self._grpo(section.grpo, second * section.time, (name,), efforts)
             if has_budgets(section.efforts):
                 grpo = grpo.model_copy(update={"efforts": _filled(grpo.efforts, {"penalty": "budget"})})
-            if not grpo.problems.efforts:  # a recipe's windows are for the domains that are asked with efforts
-                grpo = grpo.model_copy(update={"efforts": EffortsSection()})
             specialists[name] = section.model_copy(update={"sft": sft, "grpo": grpo})
         thinkers = {name: section.efforts for name, section in self.specialists.items() if section.efforts}
         efforts = {"efforts": tuple({effort: None for found in thinkers.values() for effort in found})}
@@ -255,7 +253,7 @@ class V4Recipe(Section):
         evaluation = self.evaluation
         if any(map(has_budgets, thinkers.values())):
             evaluation = _filled(evaluation, {"efforts": CURVE})
-        general = self._policy(self.general.grpo, second * self.general.time, (), {"tasks": self.general.tasks})
+        general = self._grpo(self.general.grpo, second * self.general.time, (), {"tasks": self.general.tasks})
         return self.model_copy(
             update={
                 "budget": budget,
@@ -292,6 +290,11 @@ class V4Recipe(Section):
                 tuned = {name: getattr(nano, name) / before * share for name in ("sft_share", "long_share")}
                 update |= {"mid_share": nano.mid_share / (1 - before) * (1 - share), **tuned}
         return nano.model_copy(update=update)
+
+    def _grpo(self, recipe: GRPORecipe, seconds: float, domains: tuple[str, ...], asked: dict[str, Any]) -> GRPORecipe:
+        """As `_policy`; without efforts that are asked, the recipe's windows and penalties go."""
+        found = self._policy(recipe, seconds, domains, asked)
+        return found if found.problems.efforts else found.model_copy(update={"efforts": EffortsSection()})
 
     def _policy(self, recipe: P, seconds: float, domains: tuple[str, ...], asked: dict[str, Any]) -> P:
         """Recipe of GRPO or of distillation; a length, problems or a device that it gives stay."""

@@ -19,7 +19,9 @@ def read_share(text: str) -> tuple[str, float]:
     try:
         found = float(share or 1)
     except ValueError as error:
-        raise ValueError(f"shards {text}: FOLDER or FOLDER=SHARE with a number is allowed") from error
+        raise ValueError(
+            f"shards {text}: FOLDER, or FOLDER=SHARE with a number, is allowed; a folder with = in it needs a share"
+        ) from error
     if not 0.0 < found < math.inf:
         raise ValueError(f"shards {text}: the share is {share}; more than 0 is allowed")
     return folder, found

@@ -339,14 +339,11 @@ void newton_schulz(const Array& x, const std::vector<float>& coefficients,
     kernel(reinterpret_cast<Number*>(x.data()), count, n, m, steps.data(), static_cast<int64_t>(steps.size()));
 }
 
-using Bf16Bits = nb::ndarray<int16_t, nb::device::cpu, nb::c_contig>;
-using Floats = nb::ndarray<float, nb::device::cpu, nb::c_contig>;
-
-void newton_schulz_bf16(const Bf16Bits& x, const std::vector<float>& coefficients) {
+void newton_schulz_bf16(const MutableShorts& x, const std::vector<float>& coefficients) {
     newton_schulz<uint16_t>(x, coefficients, training().newton_schulz_bf16);
 }
 
-void newton_schulz_fp32(const Floats& x, const std::vector<float>& coefficients) {
+void newton_schulz_fp32(const MutableFloats& x, const std::vector<float>& coefficients) {
     newton_schulz<float>(x, coefficients, training().newton_schulz);
 }
 

@@ -100,7 +100,6 @@ constexpr int ROWS = 8, PANELS = 3;  // of a tile of sums
 #else
 constexpr int ROWS = 6, PANELS = 1;
 #endif
-constexpr int64_t COLUMNS = PANELS * LANES;
 
 // y tile = beta * plus + alpha * (R rows of a, over k) times P packed panels; `plus` is null or laid out as y.
 template <class F, int R, int P>
@@ -119,7 +118,7 @@ inline void tile(const typename F::Number* a, int64_t k, const typename F::Numbe
         }
 }
 
-// y[row0 .. n, columns of the group] = beta * plus + alpha * a [n, k] times packed panels. SYMMETRIC: only the tiles
+// y[all n rows, columns of the group] = beta * plus + alpha * a [n, k] times packed panels. SYMMETRIC: only the tiles
 // that touch the lower triangle.
 template <class F, bool SYMMETRIC>
 inline void group_of_columns(const typename F::Number* a, int64_t n, int64_t k, const typename F::Number* panels,
@@ -206,7 +205,8 @@ inline void newton_schulz_steps(typename F::Number* x, int64_t count, int64_t n,
         for (int64_t i = 0; i < num_steps; ++i) iteration.step(steps[i], each);
         for (int64_t r = 0; r < n; ++r) std::copy_n(iteration.x + r * columns, m, matrix + r * m);
     };
-    // Many matrices: one per task, which stays in its core's cache. Few: their products are shared out.
+    // Many matrices, or one for each thread: one per task, which stays in its core's cache. Else their products are
+    // shared out, so that no thread waits for another's last matrix.
     if (count >= 2 * thread_count() || count == thread_count()) {
         parallel(count, [&](int64_t index, int) {
             run(index, [](int64_t tasks, auto&& f) {

@@ -25,6 +25,7 @@ from benchmarks.harness import contenders, gate, llama_cpp, machine, peers, plot
 from benchmarks.harness.process import BenchmarkError  # noqa: E402
 from benchmarks.harness.results import Row, Run, Sample  # noqa: E402
 from benchmarks.harness.scenarios import FLASH_WIDTH, SCENARIOS, SLICE, TINY, quick  # noqa: E402
+from benchmarks.harness.servers import Server  # noqa: E402
 from benchmarks.harness.turns import in_turns  # noqa: E402
 from dsv4.config import ModelConfig, nano_path  # noqa: E402
 
@@ -239,6 +240,18 @@ def test_dsv4s_settings_of_torch_stay_with_dsv4(monkeypatch: pytest.MonkeyPatch)
         process.start(name, torch.get_num_threads())
         assert (ours.items() <= os.environ.items()) == name.startswith("dsv4")
         assert bool({*ours} & {*os.environ}) == name.startswith("dsv4")
+
+
+def test_peers_programs_start_without_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MKL_CBWR", "AVX2,STRICT")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    code = "import os; print([os.environ.get(name) for name in ('MKL_CBWR', 'GOMP_SPINCOUNT')])"
+    assert llama_cpp._run([sys.executable, "-c", code])[0].strip() == "[None, None]"
+    seen = tmp_path / "seen"
+    code = f"open({str(seen)!r}, 'w').write(str([name in __import__('os').environ for name in {process.OURS}]))"
+    with pytest.raises(BenchmarkError), Server("peer", [sys.executable, "-c", code], "--port").running(1):
+        pass  # it ends without listening
+    assert seen.read_text() == "[False, False]"
 
 
 def test_llama_bench_that_aborts_on_repacked_weights_gets_them_plain(tmp_path: Path) -> None:

@@ -117,8 +117,8 @@ def test_an_instruction_set_without_a_kernel_is_named(kernels: Any) -> None:
 
 def test_fp32_has_the_same_bits_on_every_instruction_set(kernels: Any) -> None:
     """Sums are chains of multiply-adds in one order, whatever the tiles."""
-    if kernels.selected() == "portable":
-        pytest.skip("the portable kernels have no Newton-Schulz")
+    if kernels.selected() in ("portable", "avx2"):
+        pytest.skip("the portable kernels have no Newton-Schulz, and AVX2 is what others are compared with")
     x = matrices(5, 70, 130, torch.float32)
     got = iterate(x, HYBRID_STEPS)
     kernels.select("avx2")

@@ -153,7 +153,9 @@ def test_a_run_that_can_ask_nothing_stops(tmp_path: Path) -> None:
     """Each prompt is longer than the context: the run's model would be the one that it began with."""
     run = make_run(tmp_path)
     run.policy.set_options(max_model_len=2)
-    with pytest.raises(UpdateError, match=r"all 8 rollouts failed, the last with: the prompt of \d+ has 8 tokens"):
+    with pytest.raises(
+        UpdateError, match=r"all 24 rollouts of a step failed, the last with: the prompt of \d+ has 8 tokens"
+    ):
         run.run()
 
 

@@ -194,7 +194,7 @@ def test_shards_with_shares_and_changed_data(main: Any, model: Path, texts: Path
     with pytest.raises(SystemExit, match="y holds other data than the run began with"):
         main(["--resume", "--run-dir", str(run)])
     for wrong, message in (
-        (["data.shards=a=b"], "shards a=b: FOLDER or FOLDER=SHARE"),
+        (["data.shards=a=b"], "shards a=b: FOLDER, or FOLDER=SHARE"),
         ([], "no data: give data.text, data.shards or data.tasks"),
         (["data.text=x", "optimizer.rte=1"], "optimizer.rte is unknown; the nearest key is optimizer.rate"),
         (["a.toml", "b.toml"], "recipes a.toml, b.toml; allowed: one"),
