@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING
 
 from dsv4.lazy import lazy_names
@@ -79,7 +79,7 @@ def _shorten_openmp_waits() -> None:
     """
     if sys.platform != "linux" or "OMP_WAIT_POLICY" in os.environ or os.environ.get("DSV4_KERNELS") == "reference":
         return
-    if find_spec("dsv4._native") is not None:
+    if PathFinder.find_spec("dsv4._native", __path__) is not None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 

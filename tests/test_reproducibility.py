@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+ROOT = Path(__file__).resolve().parents[1]
 READ = "import dsv4, os; print(os.environ.get('MKL_CBWR'))"
 
 
@@ -39,6 +41,20 @@ def test_openmps_threads_give_way_to_the_native_ones(given: dict[str, str], expe
     code = "import dsv4, os; print(os.environ.get('GOMP_SPINCOUNT'))"
     found = subprocess.run([sys.executable, "-c", code], env=free | given, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP is Linux's")
+def test_openmps_threads_stay_as_they_are_without_native_kernels(tmp_path: Path) -> None:
+    (tmp_path / "dsv4").mkdir()
+    for name in ("__init__.py", "lazy.py"):
+        shutil.copyfile(ROOT / "dsv4" / name, tmp_path / "dsv4" / name)
+    asked = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "DSV4_KERNELS")
+    free = {key: value for key, value in os.environ.items() if key not in asked}
+    command = [sys.executable, "-S", "-c", "import dsv4, os; print(os.environ.get('GOMP_SPINCOUNT'))"]
+    for expected in ("None", "1000"):
+        found = subprocess.run(command, cwd=tmp_path, env=free, capture_output=True, text=True, check=True)
+        assert found.stdout.strip() == expected
+        (tmp_path / "dsv4" / "_native.py").touch()
 
 
 def test_uninitialized_tensors_are_poisoned_for_the_package_only() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from dsv4.config import ModelConfig
 from dsv4.model.transformer import Transformer
+from dsv4.training.newton_schulz import product_dtype
 from dsv4.training.optim import MuonAdamW
 
 VOCAB, SEED = 50, 2
@@ -23,7 +24,7 @@ def make_model(seed: int = SEED, **changes: Any) -> tuple[Transformer, MuonAdamW
     config = replace(CONFIG, **changes)
     model = Transformer(config)
     model.init_weights(torch.Generator().manual_seed(seed))
-    return model, MuonAdamW(model, config)
+    return model, MuonAdamW(model, config, compute_dtype=product_dtype(model.device))
 
 
 @dataclass
