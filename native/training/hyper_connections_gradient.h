@@ -81,6 +81,20 @@ struct StreamRead {
     float* d_streams;                   // [n, s, d]
 };
 
+// to[t] += sum over m < count of raw[t * count + m] times `left` columns of row m of fn, whose rows are n apart. WHOLE:
+// left is 16, without which the sums would not stay in registers.
+template <bool WHOLE, int R>
+[[gnu::noinline]] inline void add_mixes(const float* raw, int64_t count, const float* fn, int64_t n, int left,
+                                        V (&to)[R]) {
+    V acc[R];
+    for (int t = 0; t < R; ++t) acc[t] = to[t];
+    for (int64_t m = 0; m < count; ++m, fn += n) {
+        const V weight = WHOLE ? load(fn) : load_n(fn, left);
+        for (int t = 0; t < R; ++t) acc[t] = fma(set1(raw[t * count + m]), weight, acc[t]);
+    }
+    for (int t = 0; t < R; ++t) to[t] = acc[t];
+}
+
 // The gradients of 16 tokens or fewer; adds to d_base [count], d_scale [3] and d_norm [d], and writes d_raw [rows, count]:
 // the gradients of the products of fn with the streams.
 class StreamReadGradient {
@@ -203,10 +217,8 @@ class StreamReadGradient {
                     acc[t] = fma(pre[t], load_n(d_read + t * d + i, left),
                                  mul(pull[t], load_n(token(r + t) + j * d + i, left)));
                 const float* fn = in.site.fn + j * d + i;
-                for (int64_t m = 0; m < in.count; ++m) {
-                    const V weight = load_n(fn + m * n, left);
-                    for (int t = 0; t < R; ++t) acc[t] = fma(set1(raw[t * in.count + m]), weight, acc[t]);
-                }
+                left == LANES ? add_mixes<true>(raw, in.count, fn, n, LANES, acc)
+                              : add_mixes<false>(raw, in.count, fn, n, left, acc);
                 for (int t = 0; t < R; ++t) store_n(in.d_streams + (first + r + t) * n + j * d + i, acc[t], left);
             }
         }
@@ -260,38 +272,38 @@ struct StreamWrite {
     float *dy, *d_streams, *d_post, *d_comb;
 };
 
-// S: the number of streams, with all sums in registers; 0: any number s.
+// S: the number of streams, with the sums in registers; 0: any number s.
 template <int S>
 inline void stream_write_gradient(const StreamWrite& t, int64_t s, int64_t d) {
     if constexpr (S > 0) {
-        V post[S], comb[S][S];
-        for (int k = 0; k < S; ++k) {
-            post[k] = zero();
-            for (int j = 0; j < S; ++j) comb[j][k] = zero();
-        }
+        V sums[S];
+        for (V& one : sums) one = zero();
         for (int64_t i = 0; i < d; i += LANES) {
             const int left = lanes_left(d, i);
-            V g[S], dy = zero();
             const V y = load_n(t.y + i, left);
+            V dy = zero();
             for (int k = 0; k < S; ++k) {
-                g[k] = load_n(t.g + k * d + i, left);
-                dy = fma(set1(t.post[k]), g[k], dy);
-                post[k] = fma(y, g[k], post[k]);
+                const V g = load_n(t.g + k * d + i, left);
+                dy = fma(set1(t.post[k]), g, dy);
+                sums[k] = fma(y, g, sums[k]);
             }
             store_n(t.dy + i, dy, left);
-            for (int j = 0; j < S; ++j) {
+        }
+        for (int k = 0; k < S; ++k) t.d_post[k] = sum(sums[k]);
+        for (int j = 0; j < S; ++j) {
+            for (V& one : sums) one = zero();
+            for (int64_t i = 0; i < d; i += LANES) {
+                const int left = lanes_left(d, i);
                 const V x = load_n(t.streams + j * d + i, left);
                 V acc = zero();
                 for (int k = 0; k < S; ++k) {
-                    acc = fma(set1(t.comb[j * S + k]), g[k], acc);
-                    comb[j][k] = fma(x, g[k], comb[j][k]);
+                    const V g = load_n(t.g + k * d + i, left);
+                    acc = fma(set1(t.comb[j * S + k]), g, acc);
+                    sums[k] = fma(x, g, sums[k]);
                 }
                 store_n(t.d_streams + j * d + i, acc, left);
             }
-        }
-        for (int k = 0; k < S; ++k) {
-            t.d_post[k] = sum(post[k]);
-            for (int j = 0; j < S; ++j) t.d_comb[j * S + k] = sum(comb[j][k]);
+            for (int k = 0; k < S; ++k) t.d_comb[j * S + k] = sum(sums[k]);
         }
     } else {
         collect(t.post, t.g, s, d, t.dy);
