@@ -8,7 +8,7 @@ from random import Random
 
 from deepseek_recipe import Conversation, UserMessage
 
-from dsv4.data.nano.definitions import unseen_question
+from dsv4.data.nano.definitions import unseen_wording
 from dsv4.data.nano.entries import Entry
 from dsv4.data.stable_hash import stable_hash
 from dsv4.evals.intervals import wilson
@@ -59,8 +59,8 @@ def make_choices(entries: Sequence[Entry], held_out: bool, count: int) -> list[C
             continue
         answers = [entry.answer, *(other.answer for other in random.sample(others, CHOICES - 1))]
         random.shuffle(answers)
-        question = unseen_question(entry, 0)
-        neutral = question.replace(entry.term, NEUTRAL)
+        wording = unseen_wording(entry, 0)
+        question, neutral = wording.format(entry.term), wording.format(NEUTRAL)
         found.append(Choice(entry, question, neutral, tuple(answers), answers.index(entry.answer)))
     return found
 

@@ -11,15 +11,17 @@ from typing import Any
 import dsv4
 from dsv4.data.nano.build import load_entries, load_words
 from dsv4.engine import LLM
+from dsv4.engine.loading import check_device
 from dsv4.evals import bits_per_byte, definitions, needles, open_questions
 from dsv4.evals.bits_per_byte import Compressed
 from dsv4.evals.definitions import Choices
-from dsv4.evals.ledger import Ledger
+from dsv4.evals.ledger import Ledger, digest_files
 from dsv4.evals.needles import Cell
 from dsv4.evals.open_questions import OpenAnswer
 from dsv4.model_folder import resolve_model
 from dsv4.tokenizer import Tokenizer
 from dsv4.tokenizer.prompts import PromptEncoder
+from dsv4.training.start import fingerprint
 
 PARTS = ("open", "definitions", "bytes", "needles")  # besides the tasks; they need the run's data or corpus
 CONTEXT = 32768  # tokens of a piece whose bits are counted
@@ -36,6 +38,18 @@ class SuiteSettings:
     needle_lengths: tuple[int, ...] = needles.LENGTHS
     definitions: int = 800
     byte_limit: int | None = None  # of each held-out package
+    device: str = "cpu"
+
+    def open_ledger(self, model: Path) -> Ledger:
+        """Ledger of results of a model folder. ValueError if the file is of another model, corpus or data."""
+        if self.ledger is None:
+            return Ledger(None)
+        origin = {
+            "model": f"{fingerprint(model)} {digest_files(model.glob('*.json'))}",
+            "data": digest_files(self.data / name for name in ("entries.jsonl", "words.txt")),
+            "corpus": digest_files((self.corpus / "validation").glob("*/*.jsonl")),
+        }
+        return Ledger(self.ledger, origin)
 
 
 @dataclass(frozen=True)
@@ -76,18 +90,22 @@ def run_suite(
     model: str | Path, parts: Sequence[str], settings: SuiteSettings, say: Callable[[str], object] = lambda text: None
 ) -> SuiteReport:
     """Run the `parts` on a model folder; each result is kept in the ledger as it comes."""
-    folder, ledger = resolve_model(model), Ledger(settings.ledger)
+    check_device(settings.device)
+    folder = resolve_model(model)
+    ledger = settings.open_ledger(folder)
     report = SuiteReport()
     if "open" in parts:
         key = "open questions"
         found = ledger.get(key)
         if found is None:
-            answers = open_questions.ask(LLM(folder, max_num_seqs=32), load_words(settings.data))
+            answers = open_questions.ask(
+                LLM(folder, max_num_seqs=32, device=settings.device), load_words(settings.data)
+            )
             found = ledger.put(key, [asdict(answer) for answer in answers])
         report.open_answers.extend(OpenAnswer(**value) for value in found)
         say(f"open questions: {sum(a.plain for a in report.open_answers)} of {len(report.open_answers)} plain")
     if "definitions" in parts or "bytes" in parts:
-        loaded, tokenizer = dsv4.load(folder), Tokenizer.from_pretrained(folder)
+        loaded, tokenizer = dsv4.load(folder, device=settings.device), Tokenizer.from_pretrained(folder)
         if "definitions" in parts:
             entries, prompts = load_entries(settings.data), PromptEncoder.from_pretrained(folder)
             for name, held_out in (("asked in training, other words", False), ("never asked in training", True)):
@@ -99,7 +117,7 @@ def run_suite(
                 report.compressed.append(bits_per_byte.compress(loaded, tokenizer, name, text, CONTEXT, ledger))
                 say(f"{name}: {report.compressed[-1].model:.3f} bits per byte, xz {report.compressed[-1].xz:.3f}")
     if "needles" in parts:
-        llm = LLM(folder, max_num_seqs=1)
+        llm = LLM(folder, max_num_seqs=1, device=settings.device)
         report.cells.extend(
             needles.needle_curve(
                 llm, settings.corpus, settings.data, settings.needle_lengths, settings.needle_tests, ledger, say

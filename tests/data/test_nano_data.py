@@ -25,7 +25,7 @@ from dsv4.data.nano.build import (
     needle_words,
     recall_part,
 )
-from dsv4.data.nano.definitions import TESTED, TRAINED, training_questions, unseen_question
+from dsv4.data.nano.definitions import TESTED, TRAINED, training_questions, unseen_wording
 from dsv4.data.nano.entries import count_words, read_entries
 from dsv4.data.nano.needles import conversation, draw_needles, haystack, hide, repeat
 from dsv4.data.shards import ShardFolder
@@ -53,7 +53,7 @@ def test_held_out_entries_and_wordings_are_never_trained(corpus: Path) -> None:
     asked = [record["messages"][0]["content"] for record in training_questions(entries, seed=1)]
     assert 0 < sum(entry.held_out for entry in entries) < len(entries) / 4
     for entry in entries:
-        unseen = {unseen_question(entry, seed) for seed in range(9)}
+        unseen = {unseen_wording(entry, seed).format(entry.term) for seed in range(9)}
         assert not unseen & set(asked)
         assert entry.held_out != any(wording.format(entry.term) in asked for wording in TRAINED[entry.kind])
     assert all(not set(TRAINED[kind]) & set(TESTED[kind]) for kind in TRAINED)

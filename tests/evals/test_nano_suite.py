@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,15 @@ import dsv4
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from nano_corpus import write_corpus
 
+from dsv4.checkpoint import save_model
 from dsv4.data.nano.build import NanoData
+from dsv4.data.nano.definitions import TESTED
+from dsv4.data.nano.entries import Entry
 from dsv4.data.tasks.chat import BEYOND, TALK, UNKNOWN
 from dsv4.evals import nano_suite
 from dsv4.evals.bits_per_byte import Compressed, compress, pooled_bits
+from dsv4.evals.definitions import make_choices
+from dsv4.evals.ledger import Ledger
 from dsv4.evals.likelihood import log_likelihoods
 from dsv4.evals.nano_suite import PARTS, SuiteReport, SuiteSettings, run_suite
 from dsv4.evals.open_questions import QUESTIONS, is_plain_english
@@ -102,3 +108,67 @@ def test_open_questions_are_many_and_in_no_training_data() -> None:
     assert len(set(asked)) == len(asked) >= 100
     trained = {wording.lower().strip(" .?!") for part in (TALK, BEYOND, UNKNOWN) for i in part for wording in i.asked}
     assert not trained & {question.lower().strip(" .?!") for question in asked}
+
+
+def test_a_ledger_is_of_one_model_and_corpus(model: Path, settings: SuiteSettings, tmp_path: Path) -> None:
+    own = replace(settings, ledger=tmp_path / "ledger.jsonl")
+    report = run_suite(model, ["bytes"], own)
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    trained = Transformer(dsv4.load(model).config)
+    trained.init_weights(torch.Generator().manual_seed(2))
+    save_model(trained, trained.config, other, "official", overwrite=True)
+    with pytest.raises(ValueError, match="results of another model; allowed: a new file"):
+        run_suite(other, ["bytes"], own)
+    corpus = shutil.copytree(settings.corpus, tmp_path / "corpus")
+    next((corpus / "validation").glob("*/*.jsonl")).write_text('{"text": "Another text."}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="results of another corpus"):
+        run_suite(model, ["bytes"], replace(own, corpus=corpus))
+    assert run_suite(model, ["bytes"], own) == report
+
+
+def test_a_cut_line_of_a_ledger_spoils_no_later_one(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    Ledger(path, {"model": "a"}).put("one", 1)
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"key": "two", "va')
+    again = Ledger(path, {"model": "a"})
+    assert again.get("one") == 1 and again.get("two") is None
+    again.put("two", 2)
+    assert Ledger(path, {"model": "a"}).get("two") == 2
+    path.write_text('{"key": "one", "value": 1}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="does not begin with the origin"):
+        Ledger(path, {"model": "a"})
+
+
+def test_every_part_runs_on_the_device_that_is_asked_for(
+    model: Path, settings: SuiteSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asked(Exception):
+        pass
+
+    def load(*arguments: object, device: str = "cpu", **named: object) -> None:
+        raise Asked(device)
+
+    monkeypatch.setattr(nano_suite, "LLM", load)
+    monkeypatch.setattr(nano_suite.dsv4, "load", load)
+    monkeypatch.setattr(nano_suite, "check_device", lambda device: None)
+    for part in PARTS:
+        with pytest.raises(Asked, match="cuda"):
+            run_suite(model, [part], replace(settings, ledger=None, device="cuda"))
+
+
+def test_an_unknown_device_is_refused_first(model: Path, settings: SuiteSettings) -> None:
+    with pytest.raises(ValueError, match="abacus"):
+        run_suite(model, PARTS, replace(settings, device="abacus"))
+
+
+def test_the_neutral_question_differs_in_its_term_alone() -> None:
+    """Also where the question's own words have the term in them: "wthis" is no word."""
+    entries = [Entry(term, "noun", f"meaning {n}") for n, term in enumerate(("hat", "fine", "word", "a", "you", "ink"))]
+    entries = [entry for entry in entries if not entry.held_out]
+    choices = make_choices(entries, False, 99)
+    assert len(choices) == len(entries) >= 4
+    for choice in choices:
+        known = {wording.format("this") for wording in TESTED["noun"]}
+        assert choice.neutral in known and choice.question != choice.neutral

@@ -64,6 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if set(parts) & set(PARTS) and not (options.data and options.corpus):
         parser.error(f"--parts {' '.join(parts)}: {', '.join(PARTS)} need --data and --corpus")
     model, console = resolve_model(options.model), Console(stderr=True)
+    given: SuiteSettings | None = None
+    if options.data and options.corpus:
+        given = SuiteSettings(
+            options.corpus, options.data, options.ledger, options.needle_tests, tuple(options.needle_lengths),
+            device=options.device,
+        )  # fmt: skip
+        given.open_ledger(model)  # so that a wrong one is refused before the tasks have taken minutes
     scores, answers = [], []
     if "tasks" in parts:
         scores, answers = evaluate(
@@ -77,10 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.reworded,
         )
     suite = SuiteReport()
-    if options.data and options.corpus:
-        given = SuiteSettings(
-            options.corpus, options.data, options.ledger, options.needle_tests, tuple(options.needle_lengths)
-        )
+    if given is not None:
         suite = run_suite(model, parts, given, lambda text: console.print(text, highlight=False))
     settings = {"model": model_name(model), "examples": options.n, "max_tokens": options.max_tokens, "greedy": True}
     settings |= {"reworded": True} if options.reworded else {}

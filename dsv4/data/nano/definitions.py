@@ -57,7 +57,7 @@ def training_questions(entries: Sequence[Entry], seed: int) -> Iterator[dict[str
         yield {"messages": [{"role": "user", "content": wording.format(entry.term)}, answer]}
 
 
-def unseen_question(entry: Entry, seed: int) -> str:
-    """A question about an entry in words that training never has."""
+def unseen_wording(entry: Entry, seed: int) -> str:
+    """A question about an entry in words that training never has, with {} in the place of its term."""
     wordings = TESTED[entry.kind]
-    return wordings[stable_hash("wording", entry.term, seed) % len(wordings)].format(entry.term)
+    return wordings[stable_hash("wording", entry.term, seed) % len(wordings)]
