@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse("corpus", arguments)
     console = Console()
     try:
-        wanted = choose(options.packages)
+        wanted = choose(options.packages, options.out)
         made = build(wanted, options.out, options.mirror, options.suite, options.workers, console)
     except (DownloadError, DiskFullError, FileNotFoundError, ValueError) as error:
         raise SystemExit(f"corpus: {error}") from error
@@ -92,13 +92,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def choose(names: list[str]) -> list[Wanted]:
-    """Packages of the list with these names, all without names. ValueError for another name."""
+def choose(names: list[str], out: Path) -> list[Wanted]:
+    """Packages of the list with these names and those of the corpus in `out`; all without names.
+
+    ValueError for another name. A package's lines depend on the packages before it, so those of the corpus count too.
+    """
     known = {package.name: package for package in PACKAGES}
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(f"packages {', '.join(unknown)} are not in the list; allowed: {', '.join(known)}")
-    return ordered([package for package in PACKAGES if not names or package.name in names])
+    there = {path.stem for path in (out / "state").glob("*.json")}
+    return ordered([package for package in PACKAGES if not names or package.name in {*names, *there}])
 
 
 def build(wanted: list[Wanted], out: Path, mirror: str, suite: str, workers: int, console: Console) -> list[Made]:

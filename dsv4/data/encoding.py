@@ -57,11 +57,7 @@ class RecordEncoder:
 
     def _conversation(self, record: dict[str, Any]) -> Encoded:
         conversation, target = read_conversation(record)
-        if isinstance(record.get("reasoning_effort"), int) and self._prompts.ladder != "scalar":
-            raise ValueError(
-                f"reasoning_effort is {record['reasoning_effort']}, a number, and the model's ladder of efforts is "
-                f"{self._prompts.ladder}; allowed: a level, or the ladder scalar"
-            )
+        check_effort(record, self._prompts.ladder)
         ids, mask = encode_training(self._prompts, conversation, target)
         said = sum(len(message.content.encode()) for message in (*conversation.messages, target))
         return Encoded(np.array(ids, np.uint32), np.array(mask, np.uint8), said)
@@ -95,6 +91,15 @@ def read_prompt(record: dict[str, Any], thinking: bool) -> recipe.Conversation:
     return conversation
 
 
+def check_effort(record: dict[str, Any], ladder: str) -> None:
+    """ValueError for a request whose effort is a number, for which the model's ladder has no prompt."""
+    if isinstance(record.get("reasoning_effort"), int) and ladder != "scalar":
+        raise ValueError(
+            f"reasoning_effort is {record['reasoning_effort']}, a number, and the model's ladder of efforts is "
+            f"{ladder}; allowed: a level, or the ladder scalar"
+        )
+
+
 def has_reasoning(message: dict[str, Any]) -> bool:
     """True for a message of the assistant with reasoning, under either of its names."""
     return message.get("role") == "assistant" and bool(message.get("reasoning_content") or message.get("reasoning"))
@@ -107,8 +112,9 @@ def _converted(record: dict[str, Any], messages: list[dict[str, Any]], thinking:
         "messages": messages,
         "thinking": {"type": "enabled" if thinking else "disabled"},
     }
-    budget: object = request.get("reasoning_effort")
-    if isinstance(budget, int):
+    effort: object = request.get("reasoning_effort")
+    budget = effort if isinstance(effort, int) and not isinstance(effort, bool) else None
+    if budget is not None:
         del request["reasoning_effort"]
     try:
         conversation = CHAT.read(json.dumps(request).encode(), _OPTIONS).converted.conversation
@@ -116,7 +122,7 @@ def _converted(record: dict[str, Any], messages: list[dict[str, Any]], thinking:
         raise ValueError(error.message) from error
     except (TypeError, RecursionError) as error:  # a table's date or bytes; too deep
         raise ValueError(f"no JSON: {error}") from error
-    return with_budget(conversation, budget) if isinstance(budget, int) else conversation
+    return conversation if budget is None else with_budget(conversation, budget)
 
 
 def _adapted(message: object, place: str) -> dict[str, Any]:

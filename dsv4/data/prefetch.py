@@ -23,9 +23,10 @@ class GroupSource(Protocol):
 
 
 class Prefetch:
-    """Groups of `source` in any order; those in ascending order are made ahead by `workers` processes.
+    """Groups of `source` in any order; those at equal distances, ascending, are made ahead by `workers` processes.
 
-    Without workers, and in a process that may have no children, a group is made when it is asked for.
+    The distance is above 1 where a step has more rows than a group, and other ranks take theirs. Without workers, and
+    in a process that may have no children, a group is made when it is asked for.
     """
 
     def __init__(self, source: GroupSource, workers: int) -> None:
@@ -35,6 +36,7 @@ class Prefetch:
         self._workers = 0 if current_process().daemon else workers
         self._number, self._group = -1, None
         self._ahead: Iterator[Any] | None = None
+        self._distance = 1  # between the groups that are made ahead
 
     def group(self, number: int) -> Any:
         """Return a group. The last one is kept."""
@@ -42,8 +44,9 @@ class Prefetch:
             if not self._workers:
                 self._group = self._source.group(number)
             else:
-                if self._ahead is None or number != self._number + 1:
-                    self._ahead = self._start(number)
+                if self._ahead is None or number != self._number + self._distance:
+                    self._distance = max(1, number - self._number) if self._number >= 0 else 1
+                    self._ahead = self._start(number, self._distance)
                 self._group = next(self._ahead)
             self._number = number
         return self._group
@@ -52,11 +55,11 @@ class Prefetch:
         """End the processes."""
         self._ahead, self._number, self._group = None, -1, None
 
-    def _start(self, number: int) -> Iterator[Any]:
+    def _start(self, number: int, distance: int) -> Iterator[Any]:
         loader = DataLoader(
             _Groups(self._source),
             batch_size=None,
-            sampler=_From(number),
+            sampler=_From(number, distance),
             num_workers=self._workers,
             collate_fn=_unchanged,
             worker_init_fn=_leave_group,
@@ -82,13 +85,13 @@ class _Groups(Dataset[Any]):
 
 
 class _From(Sampler[int]):
-    """Numbers from `start` on, without end."""
+    """Every `distance`-th number from `start` on, without end."""
 
-    def __init__(self, start: int) -> None:
-        self._start = start
+    def __init__(self, start: int, distance: int) -> None:
+        self._start, self._distance = start, distance
 
     def __iter__(self) -> Iterator[int]:
-        return count(self._start)
+        return count(self._start, self._distance)
 
 
 def _unchanged(group: Any) -> Any:

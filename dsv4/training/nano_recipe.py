@@ -13,6 +13,7 @@ from dsv4.training.pretrain_recipe import ModelSection, PretrainRecipe, StageSec
 from dsv4.training.recipe import Section
 
 PARTS = ("base", "mid", "sft", "long")  # each goes on from the one before
+PART_SEED = 1_000_000_007  # between the seeds of parts, far from those of their stages (recipes/pretrain.py)
 
 
 class NanoDataSection(Section):
@@ -57,7 +58,9 @@ class NanoRecipe(Section):
         updates = [{"shards": found} if self.data.corpus else {"shards": (), "tasks": 1.0} for found in shards]
         stages = tuple(stage.model_copy(update=update) for stage, update in zip(recipe.stages, updates, strict=True))
         found = recipe.data.model_copy(update={"tokenizer": str(data / "tokenizer")})
-        return recipe.model_copy(update={"data": found, "stages": stages})
+        # With one seed the parts would draw the same documents and tasks in the same order.
+        run = recipe.run.model_copy(update={"seed": recipe.run.seed + PART_SEED * PARTS.index(name)})
+        return recipe.model_copy(update={"data": found, "stages": stages, "run": run})
 
     def part_seconds(self, name: str) -> float:
         """Budget of a part."""

@@ -330,12 +330,19 @@ def test_the_recipe_makes_a_corpus_and_goes_on_with_it(mirror: Mirror, tmp_path:
 
 
 def test_lists_of_packages_and_wrong_names(tmp_path: Path) -> None:
-    chosen = RECIPE["choose"]([])
+    chosen = RECIPE["choose"]([], tmp_path)
     assert len({package.name for package in chosen}) == len(chosen) >= 38
     held = [package.held_out for package in chosen]
     assert held == sorted(held, reverse=True) and 2 <= sum(held) < 8
     with pytest.raises(ValueError, match="packages nope are not in the list; allowed: "):
-        RECIPE["choose"](["nope"])
+        RECIPE["choose"](["nope"], tmp_path)
+    made = tmp_path / "corpus" / "state"
+    made.mkdir(parents=True)
+    (made / "dict-foldoc.json").write_text("{}")
+    added = [package.name for package in RECIPE["choose"](["dict-devil", "debian-faq"], made.parent)]
+    assert added[0] == "debian-faq" and {*added} == {"debian-faq", "dict-devil", "dict-foldoc"}
+    assert len(RECIPE["choose"]([], made.parent)) == len(chosen)
+    shutil.rmtree(made.parent)
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
     (tmp_path / "changelog.txt").write_text("x")

@@ -162,6 +162,15 @@ def test_a_failing_worker_is_an_error_here() -> None:
         Prefetch(Failing(), -1)
 
 
+def test_groups_at_equal_distances_are_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a rank asks for them whose steps are longer than a group: its processes are not started for each."""
+    starts: list[tuple[int, int]] = []
+    monkeypatch.setattr(Prefetch, "_start", lambda self, n, by: starts.append((n, by)) or iter(range(n, 99, by)))
+    ahead = Prefetch(Failing(), 2)
+    assert [ahead.group(number) for number in (0, 1, 3, 5, 5, 7, 2, 3)] == [0, 1, 3, 5, 5, 7, 2, 3]
+    assert starts == [(0, 1), (3, 2), (2, 1)]
+
+
 def test_a_worker_is_not_in_the_group_that_signals_go_to() -> None:
     assert Prefetch(Grouped(), 1).group(0) != Grouped().group(0)
 

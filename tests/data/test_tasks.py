@@ -247,3 +247,16 @@ def test_an_equation_is_stated_again_before_a_long_division() -> None:
                 assert lines[-1].endswith(f"={line}={example.answer}")
                 divisions += 1
     assert divisions > 20
+
+
+def test_words_of_a_school_question_do_not_choose_its_split() -> None:
+    """Nor does the task that asks for a sum: 4 + 17 is a training question in both or in neither."""
+    keys: dict[str, set[str]] = {}
+    for seed in range(400):
+        example = TASKS["school_mathematics"].sample(seed, "eval")
+        keys.setdefault(example.key, set()).add(example.question)
+        if match := re.search(r"\d+ [+-] \d+", example.question):
+            assert example.key == match[0] and split_of(match[0]) == "eval"
+    assert max(map(len, keys.values())) > 1, "two wordings of one question"
+    sums = {TASKS["chain_sum"].sample(seed, "train").key for seed in range(400)}
+    assert not sums & keys.keys()

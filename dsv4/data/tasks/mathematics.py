@@ -18,6 +18,7 @@ from dsv4.data.tasks.steps import operation_steps, subtract_steps
 LARGEST = 99  # of a number that is divided or factored
 PLACES = ("units", "tens", "hundreds", "thousands")
 ENTROPY = (1, 3)  # about the digits of a question's numbers
+_SUM = re.compile(r"(\d+) ([+-]) (\d+)")
 _ONE_DRAW = threading.Lock()
 
 
@@ -43,7 +44,7 @@ class SchoolMathematics(Task):
         problem = reproducibly(self._modules[name], rng.getrandbits(32))
         question, answer = str(problem.question), str(problem.answer)
         lines = _STEPS[name](question, answer)
-        return None if lines is None else Draft(question, question, answer, "\n".join(lines))
+        return None if lines is None else Draft(_key(name, question), question, answer, "\n".join(lines))
 
     def score(self, example: Example, answer_text: str) -> float:
         """Compare the answer."""
@@ -78,6 +79,18 @@ def reproducibly(draw: Callable[[], Any], seed: int) -> Any:
             np.random.set_state(numbers)
 
 
+def _key(name: str, question: str) -> str:
+    """What a question is about, whatever its words: for a sum its expression, which chain_sum can ask too."""
+    if match := _SUM.search(question):
+        return " ".join(match.groups())
+    place = _place(question) if name == "place_value" else ""
+    return f"{name} {place} {sorted(map(int, re.findall(r'[0-9]+', question)))}"
+
+
+def _place(question: str) -> str:
+    return question.split(" digit ")[0].split()[-1]
+
+
 def _integers(question: str) -> list[int] | None:
     """Numbers of a question; None if one is no integer from 0 on."""
     if re.search(r"-\d|\d\.\d|/", question):
@@ -90,7 +103,7 @@ def _place_value(question: str, answer: str) -> list[str] | None:
     if numbers is None or len(numbers) != 1 or numbers[0] >= 10 ** len(PLACES):
         return None
     digits = reversed(str(numbers[0]))
-    wanted = question.split(" digit ")[0].split()[-1]
+    wanted = _place(question)
     lines = [f"{place} {digit}" for place, digit in zip(PLACES, digits, strict=False)]
     count = PLACES.index(wanted) + 1 if wanted in PLACES else 0
     return lines[:count] if 0 < count <= len(lines) and lines[count - 1] == f"{wanted} {answer}" else None
@@ -134,7 +147,7 @@ def _prime_factors(question: str, answer: str) -> list[str] | None:
 
 
 def _sum(question: str, answer: str) -> list[str] | None:
-    numbers, match = _integers(question), re.search(r"(\d+) ([+-]) (\d+)", question)
+    numbers, match = _integers(question), _SUM.search(question)
     if numbers is None or match is None or len(numbers) != 2 or max(numbers) > LARGEST:
         return None
     lines = operation_steps(int(match[1]), match[2], int(match[3]))
