@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.harness.program import train
+
 if TYPE_CHECKING:
     from dsv4.post_training.judgements import Judgements, JudgeScore
 
@@ -74,7 +76,7 @@ def _tune(folder: Path, judgements: Judgements, run_dir: Path, options: argparse
         rows.append({"messages": [{"role": role, "content": text} for role, text in said]})
     talks = _write(run_dir / "judgements.jsonl", rows)
     words = [f"optimizer.rate={options.rate}", f"stages.0.row_tokens={options.row_tokens}"]
-    sft.main([str(folder), str(talks), *words, "--max-tokens", "512", "--run-dir", str(run_dir / "sft")])
+    train(sft.main, [str(folder), str(talks), *words, "--max-tokens", "512", "--run-dir", str(run_dir / "sft")])
     return run_dir / "sft" / "model"
 
 
@@ -116,7 +118,7 @@ def _please(judge: Path, judgements: Judgements, run_dir: Path, options: argpars
         f"sampling.max_tokens={JUDGEMENT_TOKENS}", f"sampling.prompts={options.grpo_prompts}",
         f"run.steps={options.policy_steps}",
     ]  # fmt: skip
-    grpo.main([str(judge), *words, "--run-dir", str(run_dir / "run")])
+    train(grpo.main, [str(judge), *words, "--run-dir", str(run_dir / "run")])
     kept = ("step", *FIGURES)
     return [{key: row[key] for key in kept if key in row} for row in read_metrics(run_dir / "run")]
 

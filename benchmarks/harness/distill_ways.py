@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.program import train
 from dsv4.data.tasks import TASKS, Example
 from dsv4.engine import LLM, SamplingParams
 from dsv4.model_folder import resolve_model
@@ -113,7 +114,7 @@ def _tuned(start: Path, data: Path, run_dir: Path, sizes: Sizes, tokens: int | N
     words = [f"optimizer.rate={sizes.sft_rate}", f"stages.0.row_tokens={sizes.row_tokens}"]
     if tokens is not None:
         words.append(f"stages.0.tokens={tokens}")
-    sft.main([str(start), str(data), *words, "--max-tokens", str(sizes.row_tokens), "--run-dir", str(run_dir)])
+    train(sft.main, [str(start), str(data), *words, "--max-tokens", str(sizes.row_tokens), "--run-dir", str(run_dir)])
     return run_dir / "model"
 
 

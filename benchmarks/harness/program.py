@@ -40,3 +40,9 @@ def run_benchmark(
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def train(main: Callable[[list[str]], int], words: list[str]) -> None:
+    """Train by a recipe's main; SystemExit with its status if it was stopped: what follows needs the whole run."""
+    if status := main(words):
+        raise SystemExit(status)

@@ -37,3 +37,12 @@ def test_tasks_are_checked_before_anything_is_trained(tmp_path: Path, capsys: py
             distill.main(["--tasks", task, "gcd", "--run-dir", str(tmp_path / "run")])
         assert f"task {task}; allowed: " in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_stopped_training_ends_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recipes.sft.main", lambda words: 143)
+    export_model(small_policy()[0].model, tokenizer_files(nano_path(), tmp_path), tmp_path / "small")
+    words = ["--model", str(tmp_path / "small"), *SHORT.split(), "--tasks", "gcd", "count_bits"]
+    with pytest.raises(SystemExit) as stopped:
+        distill.main([*words, "--run-dir", str(tmp_path / "run")])
+    assert stopped.value.code == 143 and not (tmp_path / "run" / "comparison.json").exists()
