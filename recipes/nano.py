@@ -27,20 +27,20 @@ from dsv4.data.nano.build import NanoData, haystack_part, recall_part
 from dsv4.evals.held_out import HeldOut
 from dsv4.model_folder import resolve_model
 from dsv4.parallel.mesh import launched
-from dsv4.training.export import check_output, export_model
+from dsv4.training.export import TOKENIZER_FILES, check_output, export_model
 from dsv4.training.loop import Stage, Trainer
 from dsv4.training.nano_recipe import NanoRecipe, step_flops
 from dsv4.training.plan import FixedPlan, TimePlan
 from dsv4.training.plots import draw_run
 from dsv4.training.pretrain_recipe import PretrainRecipe
-from dsv4.training.recipe import read_recipe, write_recipe
+from dsv4.training.recipe import read_recipe, split_words, write_recipe
 from dsv4.training.sources import TASKS, MixtureSource
 from dsv4.training.stopping import RunStoppedError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for recipes.pretrain, also where this file is run by its path
 
-from recipes.pretrain import STOPPED, TOKENIZER_FILES, make_trainer, new_run, resume_run  # noqa: E402
+from recipes.pretrain import STOPPED, make_trainer, new_run, resume_run  # noqa: E402
 
 CURVE_STEPS = 200
 RECIPE = ROOT / "recipes" / "nano.toml"
@@ -102,10 +102,10 @@ def given_recipe(options: argparse.Namespace) -> NanoRecipe:
     keys += [f"data.corpus={options.corpus.absolute()}"] if options.corpus else []
     keys += [f"seconds={options.seconds}"] if options.seconds else []
     keys += [f"steps={options.steps}"] if options.steps else []
-    files = [word for word in keys if "=" not in word]
+    files, keys = split_words(keys)
     if len(files) > 1:
         raise ValueError(f"recipes {', '.join(files)}; allowed: one, and KEY=VALUE")
-    recipe = read_recipe(NanoRecipe, Path(files[0]) if files else RECIPE, [word for word in keys if "=" in word])
+    recipe = read_recipe(NanoRecipe, Path(files[0]) if files else RECIPE, keys)
     return recipe if options.base_model is None else recipe.start_from(resolve_model(options.base_model))
 
 

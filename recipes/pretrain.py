@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import os
-import shutil
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from dsv4.checkpoint.atomic import DiskFullError, kept_if_whole, new_file, sole_writer
+from dsv4.checkpoint.atomic import DiskFullError, kept_if_whole, new_file, new_folder, sole_writer
 from dsv4.commands.recipe_flags import parse
 from dsv4.config import ModelConfig
 from dsv4.data.augment import Rates
@@ -40,7 +39,7 @@ from dsv4.parallel.first_rank import on_first_rank
 from dsv4.parallel.mesh import launched, process_group
 from dsv4.parallel.pieces import Values
 from dsv4.tokenizer import Tokenizer
-from dsv4.training.export import check_output, export_adapter, export_model, export_tensors
+from dsv4.training.export import TOKENIZER_FILES, check_output, export_adapter, export_model, export_tensors
 from dsv4.training.handover import has_state
 from dsv4.training.hash_routing import install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
@@ -53,7 +52,7 @@ from dsv4.training.plan import FixedPlan, TimePlan
 from dsv4.training.plots import draw_run
 from dsv4.training.pretrain_recipe import PretrainRecipe
 from dsv4.training.rank_loop import RankTrainer
-from dsv4.training.recipe import read_recipe, write_recipe
+from dsv4.training.recipe import read_recipe, split_words, write_recipe
 from dsv4.training.replicas import ReplicaError
 from dsv4.training.run_shards import SHARDS, check_shards, placed_share, read_fingerprints, stage_shards
 from dsv4.training.schedule import Schedule
@@ -65,7 +64,6 @@ from dsv4.training.state import StateError
 from dsv4.training.stopping import RunStoppedError
 from dsv4.training.token_counts import keep_counts, read_counts
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 STOPPED = (
     *(ValueError, OSError, DiskFullError, MemoryError),
     *(NonFiniteLossError, ReplicaError, SpikeError, StateError),
@@ -164,11 +162,11 @@ def _export(trainer: Trainer, recipe: PretrainRecipe, run_dir: Path, out: Path, 
 
 def given_recipe(words: list[str]) -> PretrainRecipe:
     """Recipe of the command line: at most one file, and overrides."""
-    files = [word for word in words if "=" not in word]
+    files, keys = split_words(words)
     if len(files) > 1:
         raise ValueError(f"recipes {', '.join(files)}; allowed: one, and KEY=VALUE")
     path = Path(files[0]) if files else None
-    return read_recipe(PretrainRecipe, path, [word for word in words if "=" in word])
+    return read_recipe(PretrainRecipe, path, keys)
 
 
 def check_ranks(recipe: PretrainRecipe) -> None:
@@ -196,11 +194,7 @@ def new_run(recipe: PretrainRecipe, run_dir: Path, console: Console) -> Pretrain
     source = recipe.model.tokenizer if data.tokenizer is None else resolve_model(data.tokenizer)
     check_tokenizer(recipe, source)
     config = recipe.model.config()
-    shutil.rmtree(run_dir / "tokenizer", ignore_errors=True)  # of a call that was interrupted
-    (run_dir / "tokenizer").mkdir(parents=True)
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, run_dir / "tokenizer" / name)
+    place_tokenizer(source, run_dir / "tokenizer")
     size = Tokenizer.from_pretrained(run_dir / "tokenizer").vocab_size
     if recipe.model.start is None:
         config = replace(config, vocab_size=size)
@@ -235,6 +229,23 @@ def new_run(recipe: PretrainRecipe, run_dir: Path, console: Console) -> Pretrain
     return recipe
 
 
+def place_tokenizer(source: Path, folder: Path) -> None:
+    """Copy a tokenizer's files to a run's `folder`, which may be an earlier such copy, or `source` itself.
+
+    ValueError if it holds anything else, which the run's model folder would get.
+    """
+    files = {name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).is_file()}
+    if not folder.is_dir() or not any(folder.iterdir()):
+        with new_folder(folder, overwrite=False) as unfinished:
+            for name, content in files.items():
+                (unfinished / name).write_bytes(content)
+    elif {path.name: path.read_bytes() if path.is_file() else None for path in folder.iterdir()} != files:
+        raise ValueError(
+            f"{folder} holds something else than a copy of {source}'s {', '.join(TOKENIZER_FILES)}; rename it, or give "
+            "another --run-dir"
+        )
+
+
 def resume_run(run_dir: Path, words: list[str]) -> PretrainRecipe:
     """Read the run's recipe and check that the data is what it was."""
     if any(not word.startswith("parallel.") for word in words):
@@ -253,6 +264,13 @@ def resume_run(run_dir: Path, words: list[str]) -> PretrainRecipe:
             raise ValueError(
                 f"--resume: steps of stage {stage.name!r} had {before.tokens * before.last} tokens and would have "
                 f"{now.tokens * now.last}: set batch_tokens when a run is to go on with other ranks"
+            )
+        if (before.ramp, stage.num_steps(begun.processes)) != (now.ramp, stage.num_steps(recipe.processes)):
+            raise ValueError(
+                f"--resume: steps of stage {stage.name!r} grow by multiples of {before.tokens} tokens on "
+                f"{begun.processes} processes and would grow by multiples of {now.tokens} on {recipe.processes}, so "
+                "that rows would be left out or taken twice; allowed: parallel.data x parallel.expert of "
+                f"{begun.processes // begun.run.replicas}, with any context and pipeline"
             )
     for folder, began in read_fingerprints(run_dir).items():
         if Index.read(run_dir / folder).fingerprint != began:

@@ -10,12 +10,13 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
+from dsv4.checkpoint.atomic import sole_writer
 from dsv4.commands.recipe_flags import parse
 from dsv4.data.records import MESSAGES, NoRecordsError, find_sources
 from dsv4.data.shards import Counts
@@ -25,6 +26,7 @@ from dsv4.parallel.first_rank import on_first_rank
 from dsv4.post_training.sft_preview import show_samples
 from dsv4.post_training.sft_samples import Refusal, TurnSource, read_samples
 from dsv4.tokenizer.prompts import PromptEncoder
+from dsv4.training.recipe import split_words
 from recipes import pretrain
 
 # Of the keys of pre-training, those whose defaults differ; reasons: docs/post-training.md.
@@ -54,28 +56,22 @@ def main(arguments: list[str] | None = None) -> int:
     if options.model is None:
         raise SystemExit("training stopped: no model; give the folder of one, and data")
     console = Console(quiet=int(os.environ.get("RANK", "0")) > 0)
-    data = [word for word in options.words if "=" not in word]
-    with nullcontext() if console.quiet else samples_of_a_run(options):
-        return run_samples(options, place, data, console)
-
-
-@contextmanager
-def samples_of_a_run(options: argparse.Namespace) -> Iterator[None]:
-    """Context that a run begins in: if it fails before there is one, the samples made for it are removed."""
-    run_dir: Path = options.run_dir
-    new = not run_dir.exists()
+    made: list[Path] = []
     try:
-        yield
-    finally:
-        if run_dir.is_dir() and not (run_dir / "data.json").exists():
-            shutil.rmtree(run_dir / SAMPLES, ignore_errors=True)
-            if new and not any(run_dir.iterdir()):
-                run_dir.rmdir()
+        return run_samples(options, place, console, made)
+    except (Exception, SystemExit):
+        if not (options.run_dir / "data.json").exists():
+            for samples in made:
+                shutil.rmtree(samples, ignore_errors=True)
+            if made and options.run_dir.is_dir() and not any(options.run_dir.iterdir()):
+                options.run_dir.rmdir()
+        raise
 
 
-def run_samples(options: argparse.Namespace, place: list[str], data: list[str], console: Console) -> int:
-    """Write the samples and train on them."""
+def run_samples(options: argparse.Namespace, place: list[str], console: Console, made: list[Path]) -> int:
+    """Write the samples and train on them. `made` gets their folder if there was none, to be removed on an error."""
     run_dir: Path = options.run_dir
+    data, overrides = split_words(options.words)
     try:
         folder = resolve_model(options.model)
         prompts = PromptEncoder.from_pretrained(folder)
@@ -91,7 +87,7 @@ def run_samples(options: argparse.Namespace, place: list[str], data: list[str], 
         if (run_dir / "data.json").exists() and not options.print_config:
             raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
         turns = [TurnSource(source, prompts, options.max_tokens) for source in sources]
-        counts, refusals = on_first_rank("samples", lambda: write_samples(turns, folder, options))
+        counts, refusals = on_first_rank("samples", lambda: write_samples(turns, folder, options, made))
     except (ValueError, OSError) as error:
         raise SystemExit(f"training stopped: {error}") from error
     told = console if not options.print_config else Console(stderr=True)  # whose output is a recipe
@@ -100,16 +96,17 @@ def run_samples(options: argparse.Namespace, place: list[str], data: list[str], 
         first = f"refused {refusals[0].place}: {refusals[0].reason}"
         told.print(f"{first}; --dry-run 0 lists all", style="red", markup=False, highlight=False)
     keys = run_keys(folder, run_dir / SAMPLES, options, options.epochs * counts.tokens)
-    overrides = [word for word in options.words if "=" in word]
     if any(word.startswith("lora.") for word in overrides):
         keys["run.quantized_share"] = "0.0"  # adapters are beside the stored matrices, not in them
     show = ["--print-config"] if options.print_config else []
     return pretrain.main([*(f"{key}={value}" for key, value in keys.items()), *overrides, *place, *show], "sft")
 
 
-def write_samples(turns: list[TurnSource], folder: Path, options: argparse.Namespace) -> tuple[Counts, list[Refusal]]:
+def write_samples(
+    turns: list[TurnSource], folder: Path, options: argparse.Namespace, made: list[Path]
+) -> tuple[Counts, list[Refusal]]:
     """Write the run's shards; their samples and tokens, and what was refused. ValueError if no sample is left."""
-    with shard_folder(options) as shards:
+    with shard_folder(options, made) as shards:
         try:
             counts = ShardWriter(turns, folder, shards).run().counts
         except NoRecordsError as error:
@@ -128,10 +125,14 @@ def all_refusals(turns: list[TurnSource]) -> list[Refusal]:
 
 
 @contextmanager
-def shard_folder(options: argparse.Namespace) -> Iterator[Path]:
+def shard_folder(options: argparse.Namespace, made: list[Path]) -> Iterator[Path]:
     """Folder of the run's shards; for --print-config, which makes no run, one that is removed again."""
     if not options.print_config:
-        yield options.run_dir / SAMPLES
+        samples = options.run_dir / SAMPLES
+        with sole_writer(options.run_dir):
+            if not samples.exists():
+                made.append(samples)
+            yield samples
         return
     with TemporaryDirectory() as folder:
         yield Path(folder)
@@ -141,7 +142,7 @@ def run_keys(folder: Path, samples: Path, options: argparse.Namespace, tokens: i
     """Keys of the pre-training recipe for this run, before those of the command line."""
     return DEFAULTS | {
         "model.start": f'"{folder}"',
-        "data.shards": f'["{samples}"]',
+        "data.shards": f'["{samples}=1"]' if "=" in str(samples) else f'["{samples}"]',  # else the name has a share
         "stages.0.name": '"sft"',
         "stages.0.tokens": str(tokens),
         "stages.0.sequence": str(options.max_tokens),

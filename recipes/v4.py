@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dsv4.checkpoint.atomic import DiskFullError, new_file, new_folder
+from dsv4.checkpoint.atomic import DiskFullError, new_file, new_folder, sole_writer
 from dsv4.commands.recipe_flags import parse
 from dsv4.config import ModelConfig
 from dsv4.engine.loading import check_device
@@ -46,7 +46,7 @@ from dsv4.post_training.v4_run import RunFolders, tokens_of
 from dsv4.post_training.v4_texts import texts_of
 from dsv4.tokenizer.prompts import write_effort_ladder
 from dsv4.training.export import check_output, export_model
-from dsv4.training.recipe import Section, read_recipe, write_recipe
+from dsv4.training.recipe import Section, read_recipe, split_words, write_recipe
 from dsv4.training.stopping import RunStoppedError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,13 +82,14 @@ def main(arguments: list[str] | None = None) -> int:
         recipe = check_recipe(recipe)
         if recipe.student_sft.texts and not recipe.nano.data.corpus:
             console.print("no --corpus: the student's fine-tuning is on conversations alone, without student_sft.texts")
-        if options.resume:
-            record_origin(run_dir, recipe.device)
-        else:
-            begin_run(recipe, run_dir, show_command(options.recipe, vars(options)))
-        run = V4Run(recipe, run_dir, StageLog(run_dir))
-        run_stages(run.stages(), run.log, lambda text: console.print(text, highlight=False))
-        ship(run, out)
+        with sole_writer(run_dir):
+            if options.resume:
+                record_origin(run_dir, recipe.device)
+            else:
+                begin_run(recipe, run_dir, show_command(options.recipe, vars(options)))
+            run = V4Run(recipe, run_dir, StageLog(run_dir))
+            run_stages(run.stages(), run.log, lambda text: console.print(text, highlight=False))
+            ship(run, out)
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train v4 --resume --run-dir {run_dir}", file=sys.stderr)
         return stopped.status
@@ -103,10 +104,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def given_recipe(options: argparse.Namespace) -> V4Recipe:
     """Recipe of the command line, resolved."""
-    files = [word for word in options.recipe if "=" not in word]
+    files, given = split_words(options.recipe)
     if len(files) > 1:
         raise ValueError(f"recipes {', '.join(files)}; allowed: one, and KEY=VALUE")
-    keys = [*BUDGETS[options.budget], *(word for word in options.recipe if "=" in word)]
+    keys = [*BUDGETS[options.budget], *given]
     keys += [f"base_model={options.base_model}"] if options.base_model else []
     keys += [f"sft_model={options.sft_model}"] if options.sft_model else []
     corpus = options.corpus.absolute() if options.corpus else ""

@@ -12,13 +12,15 @@ from typing import Annotated, Any, Generic, TypeVar, cast
 from deepseek_recipe import Conversation
 from pydantic import BeforeValidator
 
-from dsv4.data.encoding import read_prompt
+from dsv4.data.encoding import check_effort, read_prompt
 from dsv4.data.records import HUB_PREFIX, ROWS, RecordError, find_sources
 from dsv4.data.stable_hash import stable_hash
 from dsv4.notices import warn_once
 from dsv4.post_training.answer_checks import CHECKS, Check, check_answer, check_available
 from dsv4.post_training.problems import Problem
 from dsv4.post_training.rubric import MAX_SCORE, JudgeQuestion, RubricQuestion
+from dsv4.text import check_text
+from dsv4.tokenizer.prompts import Ladder
 
 Files = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 SHOWN = 20  # refused rows of a call that are named one by one
@@ -67,15 +69,20 @@ def _order(seed: int, epoch: int, count: int) -> Sequence[int]:
 
 
 def read_problems(
-    files: Sequence[str], check: Check = "exact", thinking: bool | None = None, rewarded: bool = True
+    files: Sequence[str],
+    check: Check = "exact",
+    thinking: bool | None = None,
+    rewarded: bool = True,
+    ladder: Ladder | None = None,
 ) -> tuple[DataProblem | RubricQuestion, ...]:
     """Problems of all rows that are some, in order; the others are named in warnings, with place and reason.
 
     A row has `messages` (or `prompt`), and `answer` or `rubric`, which are not needed unless `rewarded`. `check` and
-    `thinking` are of rows without their own; thinking is on without both. ValueError if no row is a problem.
+    `thinking` are of rows without their own; thinking is on without both. `ladder`: the model's, by which an effort
+    may be a number; None: any. ValueError if no row is a problem.
     """
     check_available(check)
-    return _problems(tuple(files), _stamps(files), check, thinking, rewarded)
+    return _problems(tuple(files), _stamps(files), check, thinking, rewarded, ladder)
 
 
 def read_judgements(files: Sequence[str], thinking: bool = True) -> tuple[JudgeQuestion, ...]:
@@ -85,9 +92,15 @@ def read_judgements(files: Sequence[str], thinking: bool = True) -> tuple[JudgeQ
 
 @functools.lru_cache(maxsize=4)
 def _problems(
-    files: Sequence[str], _: object, check: Check, thinking: bool | None, rewarded: bool
+    files: Sequence[str], _: object, check: Check, thinking: bool | None, rewarded: bool, ladder: Ladder | None
 ) -> tuple[DataProblem | RubricQuestion, ...]:
-    return _read(files, lambda row, place: _problem(row, place, check, thinking, rewarded))
+    def read(row: dict[str, Any], place: str) -> DataProblem | RubricQuestion:
+        problem = _problem(row, place, check, thinking, rewarded)
+        if ladder is not None:
+            check_effort(row, ladder)
+        return problem
+
+    return _read(files, read)
 
 
 def _stamps(files: Sequence[str]) -> tuple[tuple[str, int], ...]:
@@ -186,6 +199,7 @@ def _text(row: dict[str, Any], name: str, default: str | None = None) -> str:
         raise ValueError(f"no {name}; it has {sorted(row)}")
     if not isinstance(value, str) or not (value.strip() or value == default):
         raise ValueError(f"{name} is {value!r}; allowed: a text that is not empty")
+    check_text(value, name)
     return value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from dsv4.post_training.answer_checks import Check
 from dsv4.post_training.data_problems import DataProblem, Files, Rows, read_problems
@@ -15,6 +15,7 @@ from dsv4.post_training.effort_names import EffortName
 from dsv4.post_training.efforts import EffortMode, EffortProblems, SomeEfforts
 from dsv4.post_training.problems import Problem, ProblemSource, TaskProblems
 from dsv4.post_training.rubric import RubricQuestion
+from dsv4.tokenizer.prompts import Ladder
 from dsv4.training.recipe import Section
 
 Positive = Annotated[float, Field(gt=0.0)]
@@ -41,6 +42,7 @@ class ProblemsSection(Section):
     efforts: tuple[EffortName, ...] = ()
     effort_domains: Names = ()  # left out: all
     seed: int = 1
+    _ladder: Ladder | None = PrivateAttr(None)  # of the model that is asked, once it is known
 
     @model_validator(mode="after")
     def _check(self) -> ProblemsSection:
@@ -93,7 +95,13 @@ class ProblemsSection(Section):
 
     def rows(self, rewarded: bool = True) -> tuple[DataProblem | RubricQuestion, ...]:
         """Problems of the files; none without files."""
-        return read_problems(self.data, self.check, self.thinking, rewarded) if self.data else ()
+        return read_problems(self.data, self.check, self.thinking, rewarded, self._ladder) if self.data else ()
+
+    def under(self, ladder: Ladder) -> ProblemsSection:
+        """The same problems for a model with a ladder of efforts: rows whose effort has no prompt there are refused."""
+        found = self.model_copy()
+        found._ladder = ladder
+        return found
 
     @property
     def total_weight(self) -> float:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from rich.console import Console
 
 from dsv4.checkpoint import load_model
-from dsv4.checkpoint.atomic import DiskFullError, kept_if_whole, new_file
+from dsv4.checkpoint.atomic import DiskFullError, kept_if_whole, new_file, sole_writer
 from dsv4.config import ModelConfig
 from dsv4.engine.loading import check_device
 from dsv4.model.transformer import Transformer
@@ -25,14 +25,13 @@ from dsv4.post_training.policy_run import PolicyRun
 from dsv4.post_training.recipes import PolicyRecipe
 from dsv4.post_training.rollout_service.tables import ServiceError
 from dsv4.post_training.served_policy import ServedPolicy
-from dsv4.training.export import check_output, export_model
-from dsv4.training.recipe import read_recipe, write_recipe
+from dsv4.training.export import TOKENIZER_FILES, check_output, export_model
+from dsv4.training.recipe import read_recipe, split_words, write_recipe
 from dsv4.training.state import StateError
 from dsv4.training.stopping import RunStoppedError
 
 R = TypeVar("R", bound=PolicyRecipe)
 RECIPE, MODEL, DATA = "recipe.toml", "model.txt", "data.txt"
-NOT_TOKENIZER = {"config.json", "model.safetensors.index.json"}  # of a model folder's JSON files
 Start = Callable[[R, ServedPolicy, argparse.Namespace, Console], PolicyRun]
 
 
@@ -48,21 +47,8 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
             return 0
         check_device(recipe.run.device, "run.device")
         check_output(out, run_dir)
-        recipe.source()  # names what is wrong before the run's folder is made
-        data = _data_notes(recipe, run_dir, options.resume)
-        folder = options.model = _begun(run_dir, options) if options.resume else resolve_model(options.model)
-        if not options.resume and (run_dir / RECIPE).exists():
-            raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
-        check_ladder(folder, [mode.effort for mode in recipe.modes()])
-        policy = make_policy(recipe, folder)
-        with nullcontext() if options.resume else kept_if_whole(run_dir):
-            run = start(recipe, policy, options, console)
-            if not options.resume:
-                _note_run(
-                    run_dir, recipe, folder, getattr(options, "notes", {}) | data
-                )  # now that nothing given was wrong
-        run.run()
-        export_model(policy.model, tokenizer_files(folder, run_dir), out)
+        with sole_writer(run_dir):
+            _train(recipe, options, start, out, console)
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train {name} --resume --run-dir {run_dir}", file=sys.stderr)
         return stopped.status
@@ -70,6 +56,25 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
         raise SystemExit(f"training stopped: {error}") from error
     console.print(f"model folder: {out}", highlight=False)
     return 0
+
+
+def _train(recipe: R, options: argparse.Namespace, start: Start[R], out: Path, console: Console) -> None:
+    run_dir: Path = options.run_dir
+    recipe.source()  # names what is wrong before anything is written
+    data = _data_notes(recipe, run_dir, options.resume)
+    folder = options.model = _begun(run_dir, options) if options.resume else resolve_model(options.model)
+    if not options.resume and (run_dir / RECIPE).exists():
+        raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
+    recipe = recipe.for_model(folder)
+    check_ladder(folder, [mode.effort for mode in recipe.modes()])
+    policy = make_policy(recipe, folder)
+    with nullcontext() if options.resume else kept_if_whole(run_dir):
+        run = start(recipe, policy, options, console)
+        if not options.resume:
+            notes = getattr(options, "notes", {}) | data
+            _note_run(run_dir, recipe, folder, notes)  # now that nothing given was wrong
+    run.run()
+    export_model(policy.model, tokenizer_files(folder, run_dir), out)
 
 
 def make_policy(recipe: PolicyRecipe, folder: Path) -> ServedPolicy:
@@ -99,12 +104,12 @@ def freeze_router(model: Transformer) -> None:
 
 
 def tokenizer_files(folder: Path, run_dir: Path) -> Path:
-    """Folder with the model's files besides its weights and config."""
+    """Folder with the model's tokenizer files; others, such as results, tell of the model before training."""
     found = run_dir / "tokenizer"
     found.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("*.json"):
-        if path.name not in NOT_TOKENIZER:
-            shutil.copyfile(path, found / path.name)
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, found / name)
     return found
 
 
@@ -122,10 +127,10 @@ def _recipe(schema: type[R], options: argparse.Namespace) -> R:
         return read_recipe(schema, path)
     if options.model is None and not options.print_config:
         raise ValueError("no model; give the folder of one before all keys")
-    files = [word for word in words if "=" not in word]
+    files, keys = split_words(words)
     if len(files) > 1:
         raise ValueError(f"recipes {', '.join(files)}; allowed: one, and KEY=VALUE")
-    return read_recipe(schema, Path(files[0]) if files else None, [word for word in words if "=" in word])
+    return read_recipe(schema, Path(files[0]) if files else None, keys)
 
 
 def _begun(run_dir: Path, options: argparse.Namespace) -> Path:

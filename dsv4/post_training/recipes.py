@@ -35,6 +35,7 @@ from dsv4.post_training.rollout_service.process import WorkerPlan
 from dsv4.post_training.rollout_service.service import RolloutService, ServiceSettings, run_name, worker_threads
 from dsv4.post_training.rubric import RubricQuestion
 from dsv4.post_training.rubric_judge import RubricJudge
+from dsv4.tokenizer.prompts import effort_ladder
 from dsv4.training.newton_schulz import product_dtype
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.recipe import Section, changed_keys
@@ -128,6 +129,10 @@ class PolicyRecipe(Section):
         """The problems, asked with the efforts. ValueError as of `ProblemsSection.source`."""
         return self.problems.source(self.modes())
 
+    def for_model(self, folder: Path) -> Self:
+        """The recipe for the model in `folder`, whose ladder decides which efforts of rows can be asked."""
+        return self.model_copy(update={"problems": self.problems.under(effort_ladder(folder))})
+
     def files(self) -> tuple[str, ...]:
         """Files of the user that the run reads."""
         return self.problems.data
@@ -168,6 +173,13 @@ class RewardSection(Section):
     free: Annotated[int, Field(ge=0)] = 0
     window: Annotated[int, Field(ge=0)] = 0  # 0: sampling.max_tokens
 
+    @model_validator(mode="after")
+    def _check(self) -> RewardSection:
+        for name in ("free", "window"):
+            if getattr(self, name) and not self.length:
+                raise ValueError(f"{name} is {getattr(self, name)} without length; allowed: 0, or length above 0")
+        return self
+
 
 class ServiceSection(Section):
     """Sampling by workers in processes of their own, from a durable queue; without workers, the run's own engine.
@@ -187,8 +199,9 @@ class ServiceSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ServiceSection:
-        if self.max_staleness and not self.workers:
-            raise ValueError(f"max_staleness is {self.max_staleness} without workers; allowed: 0, or workers")
+        if not self.workers and (given := changed_keys(self)):
+            value = getattr(self, given[0])
+            raise ValueError(f"{given[0]} is {value} without workers; allowed: left out, or workers above 0")
         return self
 
     def service(self, recipe: PolicyRecipe, folder: Path, run_dir: Path, console: Console) -> RolloutService | None:

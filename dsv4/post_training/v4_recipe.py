@@ -68,11 +68,9 @@ class BudgetSection(Section):
         return {name: value for name, value in self if name != "seconds"}
 
 
-class FineTuningSection(Section):
-    """Fine-tuning on conversations: the keys of `dsv4 train sft` that the recipe sets."""
+class TuningSection(Section):
+    """Fine-tuning on conversations: the keys of `dsv4 train sft` that the recipe sets, but for its length."""
 
-    seconds: Positive | None = None  # left out: `steps`, or else the budget's
-    steps: Count | None = None
     rate: Positive = 1e-3
     max_tokens: Count = 1024  # longer conversations are refused
     row_tokens: Count = 4096
@@ -80,21 +78,44 @@ class FineTuningSection(Section):
     precision: Precision = "bf16"
     save_every: Count = 50
 
+    def _settings(self, device: str) -> list[str]:
+        return [
+            *("--max-tokens", str(self.max_tokens), f"optimizer.rate={self.rate:g}", f"run.device={device}"),
+            *(f"run.precision={self.precision}", f"run.save_every={self.save_every}"),
+            *(f"stages.0.row_tokens={self.row_tokens}", f"stages.0.batch_tokens={self.batch_tokens}"),
+        ]
+
+
+class MixedSection(TuningSection):
+    """Fine-tuning for comparison, as long as the runs that it is compared with."""
+
+    def words(self, device: str, tokens: int) -> list[str]:
+        """Arguments of `dsv4 train sft` on `tokens` tokens."""
+        return [*self._settings(device), f"stages.0.tokens={tokens}"]
+
+
+class FineTuningSection(TuningSection):
+    """Fine-tuning of a length of its own, or of the budget's."""
+
+    seconds: Positive | None = None  # left out: `steps`, or else the budget's
+    steps: Count | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> FineTuningSection:
+        if self.seconds is not None and self.steps is not None:
+            raise ValueError(f"seconds is {self.seconds:g} and steps is {self.steps}; allowed: one of the two")
+        return self
+
     @property
     def has_length(self) -> bool:
         """True if the section gives its length itself."""
         return self.seconds is not None or self.steps is not None
 
-    def words(self, device: str, tokens: int | None = None) -> list[str]:
-        """Arguments of `dsv4 train sft`; `tokens`: length of the run in place of the section's."""
-        if tokens is None and self.steps is not None:
-            tokens = self.steps * self.batch_tokens
-        found = [
-            *("--max-tokens", str(self.max_tokens), f"optimizer.rate={self.rate:g}", f"run.device={device}"),
-            *(f"run.precision={self.precision}", f"run.save_every={self.save_every}"),
-            *(f"stages.0.row_tokens={self.row_tokens}", f"stages.0.batch_tokens={self.batch_tokens}"),
-        ]
-        return [*found, f"run.seconds={self.seconds:g}" if tokens is None else f"stages.0.tokens={tokens}"]
+    def words(self, device: str) -> list[str]:
+        """Arguments of `dsv4 train sft`."""
+        if self.steps is None:
+            return [*self._settings(device), f"run.seconds={self.seconds:g}"]
+        return [*self._settings(device), f"stages.0.tokens={self.steps * self.batch_tokens}"]
 
 
 class StudentTuningSection(FineTuningSection):
@@ -203,7 +224,7 @@ class V4Recipe(Section):
     budget: BudgetSection = BudgetSection()
     nano: NanoRecipe = NanoRecipe()
     specialists: SpecialistsSection = SpecialistsSection()
-    mixed: FineTuningSection = FineTuningSection()
+    mixed: MixedSection = MixedSection()
     general: GeneralSection = GeneralSection()
     student_sft: StudentTuningSection = StudentTuningSection()
     student: DistillRecipe = DistillRecipe()

@@ -33,6 +33,11 @@ class BatchSize:
                 "has a smaller first size and 1 or more tokens"
             )
 
+    @property
+    def ramp(self) -> list[int]:
+        """Tokens, of all processes, before each step of the ramp and before the first step of full size."""
+        return [self.tokens * count for count in _ramp(self)]
+
     def at(self, step: int) -> int:
         """Micro-batches of step `step` of the stage."""
         return self.before(step + 1) - self.before(step)

@@ -15,6 +15,8 @@ from dsv4.model.transformer import Transformer
 from dsv4.training.lora import save_adapter
 from dsv4.training.lora_settings import LoraSettings
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")  # copied to an export
+
 
 def check_output(out: Path, run_dir: Path, start: Path | None = None) -> None:
     """OSError or ValueError, before a run and not at its end, if its model folder could not be written to `out`.

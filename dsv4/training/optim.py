@@ -240,10 +240,10 @@ class MuonAdamW:
     def updates(self) -> dict[AttentionPhase, int]:
         """Updates by phase that add up to AdamW's steps of now, from which `start_adamw` sets them again."""
         steps: dict[AttentionPhase, int] = {}  # of what the phase trains, those of `sparse` among them
-        for name, parameter in self.parameters.items():
-            state = self._adamw.state.get(parameter, {})
-            if "step" in state:
-                steps["warmup" if trains("warmup", name) else "dense"] = int(state["step"])
+        for rule in self.rules:
+            if rule.kind in ("adamw", "adamw_no_decay"):
+                state = self._adamw.state.get(self.parameters[rule.name], {})
+                steps["warmup" if trains("warmup", rule.name) else "dense"] = int(state.get("step", 0))
         both = min(steps.values(), default=0)
         found: dict[AttentionPhase, int] = {"sparse": both, "dense": 0, "warmup": 0}
         for phase, count in steps.items():

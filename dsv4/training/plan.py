@@ -14,6 +14,7 @@ UNPLANNED = 1_000_000  # total while a plan is still undecided; far enough that 
 
 CALIBRATION_STEPS = 12
 REPLAN_EVERY = 50  # steps
+SETTLED = 2  # steps, after the first, of a process that measures late
 
 
 class Plan(Protocol):
@@ -48,8 +49,9 @@ class TimePlan:
 
     `costs` are (share of the steps, relative cost of a step) of the run's stages: the time left counts the steps of
     later stages at their own cost. The speed is measured after `calibration` steps and again every REPLAN_EVERY
-    steps until the learning rate decays. Every total is written to `path` at once and never recomputed, so that a
-    resumed run repeats its steps to the same bits. `calibration`: steps before the first measurement, 2 or more.
+    steps until the learning rate decays; in a run resumed without a measurement, behind SETTLED steps of its own. Every
+    total is written to `path` at once and never recomputed, so that a resumed run repeats its steps to the same bits.
+    `calibration`: steps before the first measurement, 2 or more.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class TimePlan:
         since, at = self._mark
         first = self._calibration
         due = step == first or (step > first and step % REPLAN_EVERY == 0)
-        if not due or step <= since or (self.entries and self.entries[-1][0] >= step):
+        # A process that ended just before the first measurement took the mark with it.
+        late = not self.entries and step >= first and step - since >= SETTLED
+        if not (due or late) or step <= since or (self.entries and self.entries[-1][0] >= step):
             return
         self.entries.append((step, self._find_total(step, elapsed, (elapsed - at) / (step - since), since)))
         with new_file(self.path) as temporary:

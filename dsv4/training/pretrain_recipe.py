@@ -272,7 +272,7 @@ class LadderSection(Section):
     context: Count | None = None  # left out: the model's max_position_embeddings
     batch_tokens: Count | None = None  # left out: one document of the longest per replica
     ramp_from: Share = 0.2  # of batch_tokens
-    ramp: Share = 0.03  # of the tokens
+    ramp: Share = 0.03  # of the tokens; at most the first stage's
     dense: Share = 1 / 32
     warmup: Share = 0.002
     longest: Share = 0.1
@@ -375,7 +375,9 @@ def _default_stages(ladder: LadderSection, config: ModelConfig, replicas: int) -
         ramp_from = whole(batch * ladder.ramp_from)
         ramp: dict[str, Any] = {}
         if not found and ramp_from < batch and ladder.ramp:
-            ramp = {"ramp_from": ramp_from, "ramp_tokens": max(1, round(ladder.tokens * ladder.ramp))}
+            # At most the stage's tokens: the next one begins with full batches, to which this one's have grown.
+            ramp_tokens = min(max(1, round(ladder.tokens * ladder.ramp)), rung.tokens)
+            ramp = {"ramp_from": ramp_from, "ramp_tokens": ramp_tokens}
         rate = ladder.warmup_rate if rung.attention == "warmup" else None
         found.append(
             StageSection(

@@ -129,6 +129,12 @@ def known_keys(schema: type[Section], prefix: str = "") -> Iterator[str]:
             yield from known_keys(inner, f"{prefix}{key}." if inner is field.annotation else f"{prefix}{key}.0.")
 
 
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words of a command line -> (paths, KEY=VALUE). What exists is a path, whatever its name."""
+    keys = [word for word in words if "=" in word and not Path(word).exists()]
+    return [word for word in words if word not in keys], keys
+
+
 def changed_keys(section: Section) -> list[str]:
     """Dotted keys whose values are other than their defaults."""
     changed = section.model_dump(exclude_defaults=True)

@@ -24,7 +24,7 @@ from dsv4.post_training.recipes import GRPORecipe
 from dsv4.post_training.rewards import RewardSettings
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.post_training.v4_run import tokens_of
-from dsv4.training.export import export_model
+from dsv4.training.export import TOKENIZER_FILES, export_model
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.schedule import Schedule
 
@@ -157,6 +157,14 @@ def test_a_run_that_can_ask_nothing_stops(tmp_path: Path) -> None:
         UpdateError, match=r"all 24 rollouts of a step failed, the last with: the prompt of \d+ has 8 tokens"
     ):
         run.run()
+
+
+def test_an_export_has_no_results_of_the_model_before_training(tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    start.mkdir()
+    for name in (*TOKENIZER_FILES, "config.json", "results.json", "model.safetensors.index.json"):
+        (start / name).write_text("{}")
+    assert {path.name for path in tokenizer_files(start, tmp_path / "run").iterdir()} == {*TOKENIZER_FILES}
 
 
 def test_a_kl_needs_a_reference(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from dsv4.training.export import export_model
 from tests.post_training.small_policy import small_policy
 
 pytest.importorskip("reasoning_gym")
+from dsv4.checkpoint.atomic import sole_writer
 from dsv4.config import nano_path
 from dsv4.post_training import recipe_run, recipes, rubric_judge
 from dsv4.post_training.policy_run import CALIBRATION_STEPS
@@ -93,7 +95,11 @@ def test_distillation_runs_and_its_model_is_served(folder: Path, tmp_path: Path)
         ([TASKS, "reward.length=1.0", "reward.free=600"], "free is 600; allowed: 0 to window - 1, 511"),
         (["--resume"], "holds no run"),
         (["none.toml"], "none.toml: no such file; allowed: a recipe in TOML"),
+        ([TASKS, "reward.free=100"], "reward: free is 100 without length; allowed: 0, or length above 0"),
+        ([TASKS, "reward.window=100"], "window is 100 without length"),
         ([TASKS, "service.max_staleness=1"], "max_staleness is 1 without workers"),
+        ([TASKS, "service.launcher=ray"], "service: launcher is ray without workers; allowed: left out, or workers"),
+        ([TASKS, "service.lease_seconds=5"], "lease_seconds is 5.0 without workers"),
         (["problems.data=none.jsonl"], "none.jsonl: no such file"),
         ([TASKS, "problems.check=regex"], "problems.check is 'regex': Input should be 'exact' or 'math'"),
     ],
@@ -118,6 +124,14 @@ def test_what_the_machine_or_the_model_lacks_is_named_before_the_run(
     with pytest.raises(SystemExit, match=message):
         grpo.main([str(folder), TASKS, key, "--run-dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("main", [grpo.main, distill.main])
+def test_a_folder_in_which_another_process_trains_is_left_alone(main: Any, folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with sole_writer(run), pytest.raises(SystemExit, match="another process works in .*run; wait"):
+        main([str(folder), "problems.tasks=['gcd']", "--run-dir", str(run)])
+    assert not run.exists()
 
 
 def test_an_output_that_is_no_model_is_refused_and_stays(folder: Path, tmp_path: Path) -> None:
@@ -171,6 +185,12 @@ def test_problems_of_a_file_are_trained_on_and_belong_to_the_run(
     write_rows(tmp_path / "p.jsonl", [short])
     with pytest.raises(SystemExit, match=r"--resume: p\.jsonl changed since the run in .*; allowed: the same rows"):
         grpo.main(["--resume", "--run-dir", str(run)])
+
+
+def test_an_effort_that_the_model_has_no_words_for_is_refused(folder: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "p.jsonl", [{"prompt": "Say 1", "answer": "1", "reasoning_effort": 5}])
+    with pytest.raises(SystemExit, match=r"p\.jsonl:1: .*reasoning_effort"):
+        grpo.main([str(folder), f"problems.data={data}", *SHORT, "--run-dir", str(tmp_path / "run")])
 
 
 def test_prompts_of_a_file_are_distilled_on(folder: Path, tmp_path: Path) -> None:

@@ -141,6 +141,31 @@ def test_ranks_train_and_export_as_one_process(main: Any, model: Path, texts: Pa
     assert files[0] == files[1] and dsv4.load(tmp_path / "two" / "model").config.hidden_size == 32
 
 
+@pytest.mark.parametrize(
+    ("last", "ramp", "words", "same"),
+    [
+        (4, 2560, ["parallel.data=2"], False),
+        (4, 2560, ["parallel.expert=2"], False),
+        (4, 2560, ["parallel.context=2", "parallel.pipeline=2"], True),
+        (4, 2560, [], True),
+        (4, 256, ["parallel.data=2"], True),  # one step of the first size, then full ones
+        (2, 0, ["parallel.data=2"], True),
+    ],
+)
+def test_a_batch_that_grows_by_other_steps_on_other_ranks_is_not_resumed(
+    last: int, ramp: int, words: list[str], same: bool, model: Path, texts: Path, tmp_path: Path
+) -> None:
+    recipe, console = runpy.run_path(str(RECIPE)), Console(quiet=True)
+    keys = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=30", f"stages.0.batch_tokens={128 * last}"]
+    keys += [f"stages.0.ramp_tokens={ramp}", "stages.0.ramp_from=256"] if ramp else []
+    recipe["new_run"](read_recipe(PretrainRecipe, None, [*keys, *SIZE]), tmp_path, console)
+    if same:
+        recipe["resume_run"](tmp_path, words)
+        return
+    with pytest.raises(ValueError, match=r"of 128 tokens on 1 processes .* of 256 on 2, .* allowed: .* of 1, with any"):
+        recipe["resume_run"](tmp_path, words)
+
+
 def test_all_ranks_count_in_the_rate_of_the_machine(
     model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +242,27 @@ def test_ctrl_c_keeps_the_text_that_was_tokenized_an_error_nothing(
     assert bool(kept) == isinstance(end, KeyboardInterrupt)
     assert main(words) == 0
     assert not kept or kept == [path.stat().st_mtime_ns for path in run.rglob("*.arrow")]
+
+
+def test_a_tokenizer_that_lies_in_the_runs_folder_stays(main: Any, model: Path, texts: Path, tmp_path: Path) -> None:
+    """The run's own, given as data.tokenizer; not one of other files, which is refused."""
+    own = tmp_path / "run" / "tokenizer"
+    words = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=1", *SIZE, "--run-dir", str(own.parent)]
+    own.mkdir(parents=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (own / name).write_bytes((model / name).read_bytes())
+    (own / "tokenizer_config.json").write_text("{}")
+    (own / "notes.txt").write_text("mine")
+    for more in ([], [f"data.tokenizer={own}"]):
+        with pytest.raises(SystemExit, match=f"{own} holds something else than a copy of .*; rename it"):
+            main([*words, *more])
+        assert (own / "notes.txt").read_text() == "mine" and (own / "tokenizer_config.json").read_text() == "{}"
+    (own / "notes.txt").unlink()
+    with pytest.raises(SystemExit, match=f"{own} holds something else"):
+        main(words)
+    assert main([*words, f"data.tokenizer={own}"]) == 0
+    assert (own / "tokenizer_config.json").read_text() == "{}"
+    assert (own.parent / "model" / "tokenizer_config.json").read_text() == "{}"
 
 
 def test_a_run_that_was_moved_goes_on(main: Any, model: Path, texts: Path, tmp_path: Path) -> None:

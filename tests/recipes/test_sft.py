@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+from dsv4.checkpoint.atomic import sole_writer
 from dsv4.config import nano_path
 from dsv4.data.shards import ShardFolder
 from dsv4.engine import LLM, SamplingParams
@@ -160,6 +161,31 @@ def test_a_run_that_cannot_begin_leaves_what_was_there(
     with pytest.raises(SystemExit, match="too large a model"):
         sft.main([str(folder), str(talks), "--run-dir", str(run)])
     assert [path.name for path in run.iterdir()] == ["notes"]
+
+
+def test_a_call_that_makes_no_run_removes_no_samples(folder: Path, talks: Path, tmp_path: Path) -> None:
+    """Neither those of the user, nor those of another process that is writing them."""
+    samples = tmp_path / "run" / "samples"
+    samples.mkdir(parents=True)
+    mine = talks.rename(samples / "talks.jsonl")
+    place = ["--run-dir", str(tmp_path / "run")]
+    sft.main([str(folder), str(mine), "--dry-run", "1", *place])
+    sft.main([str(folder), str(mine), "--print-config", *place])
+    with pytest.raises(SystemExit, match="no data"):
+        sft.main([str(folder), *place])
+    with sole_writer(tmp_path / "run"), pytest.raises(SystemExit, match="another process works in"):
+        sft.main([str(folder), str(mine), *place])
+    assert mine.is_file()
+
+
+def test_a_run_folder_may_have_any_name(folder: Path, talks: Path, tmp_path: Path) -> None:
+    run = tmp_path / "rate=1e-3"
+    run.mkdir()
+    own = talks.rename(run / "talks=8.jsonl")
+    assert (
+        sft.main([str(folder), str(own), "stages.0.row_tokens=128", "--max-tokens", "128", "--run-dir", str(run)]) == 0
+    )
+    assert (run / "model" / "config.json").is_file()
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_run(

@@ -50,6 +50,25 @@ def test_a_resumed_run_repeats_the_plans_that_were_made(tmp_path: Path) -> None:
     assert [again.total(step) for step in (0, CALIBRATION_STEPS)] == [UNPLANNED, first.total(CALIBRATION_STEPS)]
 
 
+@pytest.mark.parametrize(
+    "calibration, stop", [(2, 1), (4, 1), (4, 3), (CALIBRATION_STEPS, 10), (CALIBRATION_STEPS, 11)]
+)
+def test_a_run_that_ends_before_its_first_measurement_is_measured_soon(
+    calibration: int, stop: int, tmp_path: Path
+) -> None:
+    drive(TimePlan(tmp_path / "plan.json", seconds=100.0, calibration=calibration), stop, 2.0)
+    resumed = TimePlan(tmp_path / "plan.json", seconds=100.0, calibration=calibration)
+    step = stop
+    while resumed.total(step) == UNPLANNED:
+        step += 1
+        resumed.observe(step, step * 2.0, freeze=False)
+    assert calibration <= step <= max(calibration, stop + 3)
+    assert resumed.total(step) == pytest.approx(50, abs=1)
+    made = list(resumed.entries)
+    resumed.observe(step + 1, step * 2.0 + 100.0, freeze=False)
+    assert resumed.entries == made
+
+
 def test_a_run_without_steps_or_seconds_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="0 steps; allowed: 1 or more"):
         FixedPlan(0)

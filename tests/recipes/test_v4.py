@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("reasoning_gym")
 
 import dsv4
+from dsv4.checkpoint.atomic import sole_writer
 from dsv4.cli import build_parser, main
 from dsv4.config import nano_path
 from dsv4.engine import LLM, SamplingParams
@@ -205,6 +206,9 @@ def check_equal_tokens(run: Path) -> None:
         (["budget.sft=0"], "budget.sft is 0; allowed: more, or sft_model"),
         (["budget.student=0"], "budget.student is 0: Input should be greater than 0"),
         (["nano.second=1"], "second is unknown; the nearest key is seconds"),
+        (["mixed.seconds=60"], "mixed.seconds is unknown"),
+        (["mixed.steps=60"], "mixed.steps is unknown"),
+        (["student_sft.seconds=60", "student_sft.steps=9"], "student_sft: seconds is 60 and steps is 9; allowed: one"),
         (
             ['specialists.code.efforts=["1-100"]'],
             "specialists.code.efforts has budgets, and ladder is 0731; allowed: sc",
@@ -233,6 +237,12 @@ def test_wrong_input_is_named(words: list[str], message: str, tmp_path: Path) ->
     with pytest.raises(SystemExit, match=message):
         v4.main([*words, "--run-dir", str(run)])
     assert not run.exists()
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path: Path) -> None:
+    with sole_writer(tmp_path / "run"), pytest.raises(SystemExit, match="another process works in"):
+        v4.main(["--base-model", str(nano_path()), "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_config_is_whole_and_shares_out_the_budget(capsys: pytest.CaptureFixture[str]) -> None:

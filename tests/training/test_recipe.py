@@ -119,6 +119,17 @@ def test_a_batch_grows_in_the_first_stage_to_the_reports_size() -> None:
     assert sum(stage.tokens or 0 for stage in stages if stage.attention == "dense") == 10**12
 
 
+@pytest.mark.parametrize(
+    "dense", [(), ("ladder.dense=0",), ("ladder.dense=0", "ladder.warmup=0"), ("ladder.dense=0.5",)]
+)
+def test_a_batch_has_grown_when_the_ladders_first_stage_ends(dense: tuple[str, ...]) -> None:
+    stages = read("ladder.tokens=1_000_000_000", "ladder.context=65536", "ladder.batch_tokens=262144", *dense).resolve()
+    first = stages.stages[0]
+    size = first.size(1)
+    assert first.ramp_tokens == min(first.tokens or 0, 30_000_000)
+    assert size.at(0) < size.last and size.at(first.num_steps(1) - 1) >= size.last - 2
+
+
 def test_the_recipe_file_of_the_repository_goes_through_all_phases() -> None:
     recipe = read(path=Path(__file__).resolve().parents[2] / "recipes" / "stages.toml").resolve()
     assert [stage.attention for stage in recipe.stages] == ["dense", "warmup", "sparse"]

@@ -13,6 +13,7 @@ from torch import Tensor
 from dsv4.training.attention_phase import PHASES, AttentionPhase, attention_phase, trains
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.gradient import Work, compute_gradient, pack_batch, sum_results
+from dsv4.training.handover import take_state
 from dsv4.training.loop import Stage, Trainer, TrainSettings
 from dsv4.training.losses import LossWeights
 from dsv4.training.plan import FixedPlan
@@ -160,6 +161,28 @@ def test_a_run_through_all_phases_and_a_ramp_resumes_to_the_same_bits(tmp_path: 
         make_trainer(tmp_path / "parts", sizes).run(stop_after=stop)
     resumed, want = tensors(make_trainer(tmp_path / "parts", sizes)), tensors(straight)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in want.items())
+
+
+def test_a_run_handed_to_ranks_and_back_in_every_phase_has_the_same_bits(tmp_path: Path) -> None:
+    straight = make_trainer(tmp_path / "straight")
+    straight.run()
+    for stop in range(1, 7):
+        make_trainer(tmp_path / "parts").run(stop_after=stop)
+        take_state(tmp_path / "parts", make_model()[0], {})
+        assert not (tmp_path / "parts" / "state.pt").exists()
+    found, want = tensors(make_trainer(tmp_path / "parts")), tensors(straight)
+    assert all(torch.equal(found[name], tensor) for name, tensor in want.items())
+
+
+def test_updates_of_a_dense_stage_are_not_those_of_indexers() -> None:
+    _, optimizer = make_model()
+    for _ in range(5):
+        optimizer.step(0.01, attention="dense")
+    assert optimizer.updates() == {"dense": 5, "warmup": 0, "sparse": 0}
+    optimizer.start_adamw(optimizer.updates())
+    for name, parameter in optimizer.parameters.items():
+        state = optimizer._adamw.state.get(parameter)
+        assert not state or state["step"] == (0 if ".indexer." in name else 5), name
 
 
 @pytest.mark.parametrize("phase", PHASES)
