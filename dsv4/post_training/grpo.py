@@ -1,8 +1,9 @@
 """GRPO's objective with the stabilizers of DeepSeek V3.2: pure functions of rewards and log-probabilities.
 
-    maximize mean over answers i of 1/|y_i| sum_t [ min(r A, clip(r, 1 - low, 1 + high) A) - beta KL_t ]
+    maximize mean over answers i of 1/|y_i| sum_t [ M_i min(r A, clip(r, 1 - low, 1 + high) A) - beta KL_t ]
 
-r = p / p_old of a token, A the answer's advantage within its group, KL_t an estimate of KL(policy || reference).
+r = p / p_old of a token, A the answer's advantage within its group, KL_t an estimate of KL(policy || reference). M_i is
+0 for a bad answer that the policy has drifted away from, else 1.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def grpo_loss(
         divergence = log_r.exp() - log_r - 1.0
         if settings.unbiased_kl:
             divergence = ratio * divergence
-    loss = -(weight * kept * (surrogate - settings.kl * divergence)).sum()
+    loss = -(weight * (kept * surrogate - settings.kl * divergence)).sum()
     difference = (log_p - log_p_old).detach().abs()
     return Objective(
         loss,

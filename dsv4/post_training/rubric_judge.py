@@ -65,21 +65,27 @@ class RubricJudge:
         self._model.freeze()
 
     def scores(self, problems: Sequence[RubricQuestion], answers: Sequence[str]) -> list[Verdict]:
-        """Verdict on each answer, greedily decoded; an error for one whose judge prompt is too long."""
-        llm = self.llm
-        assert llm.prompts is not None, "questions are judged in text"
-        prompts = [
-            llm.prompts.encode(judge_prompt(problem.question, answer, problem.rubric, self.thinking))
-            for problem, answer in zip(problems, answers, strict=True)
-        ]
-        fitting = [place for place, prompt in enumerate(prompts) if len(prompt) <= llm.max_model_len]
+        """Verdict on each answer, greedily decoded; an error for one whose judge prompt is too long, or no text."""
+        llm, found = self.llm, dict[int, Verdict]()
+        asked: dict[int, list[int]] = {}
+        for place, (problem, answer) in enumerate(zip(problems, answers, strict=True)):
+            try:
+                prompt = self._prompt(problem, answer)
+            except UnicodeEncodeError as error:  # of what a program gave: rows of files are checked
+                found[place] = Verdict(None, f"the judge's prompt for {problem.key} cannot be encoded: {error}")
+                continue
+            if len(prompt) <= llm.max_model_len:
+                asked[place] = prompt
+            else:
+                words = f"the judge's prompt for {problem.key} {too_long(prompt, llm.max_model_len)}"
+                found[place] = Verdict(None, words)
         params = SamplingParams(max_tokens=self.max_tokens, temperature=0.0)
-        outputs = llm.generate([prompts[place] for place in fitting], params) if fitting else []
-        found = [
-            Verdict(None, f"the judge's prompt for {problem.key} {too_long(prompt, llm.max_model_len)}")
-            for problem, prompt in zip(problems, prompts, strict=True)
-        ]
-        for place, output in zip(fitting, outputs, strict=True):
+        outputs = llm.generate(list(asked.values()), params) if asked else []
+        for place, output in zip(asked, outputs, strict=True):
             text, finished = answer_text(llm, output.token_ids), output.finish_reason == "stop"
             found[place] = verdict(problems[place].key, self.thinking, text, finished)
-        return found
+        return [found[place] for place in range(len(problems))]
+
+    def _prompt(self, problem: RubricQuestion, answer: str) -> list[int]:
+        assert self.llm.prompts is not None, "questions are judged in text"
+        return self.llm.prompts.encode(judge_prompt(problem.question, answer, problem.rubric, self.thinking))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -25,6 +25,7 @@ from dsv4.post_training.data_problems import (
 from dsv4.post_training.domains.registry import mixed
 from dsv4.post_training.recipes import DistillRecipe, GRPORecipe
 from dsv4.post_training.rubric import RubricQuestion
+from dsv4.tokenizer.prompts import Ladder, write_effort_ladder
 from dsv4.training.recipe import read_recipe
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
@@ -62,6 +63,7 @@ def test_rows_of_json_and_of_parquet_are_the_same_problems(tmp_path: Path) -> No
     [
         ("42", "So it is \\boxed{42}, and not 41.", True), ("42", "First 40+2.\nThe answer is 42.", True),
         ("42", "40+2", False), ("42", "\\boxed{40+2}", False), ("42", "42 or 43", False), ("42", "", False),
+        ("42", "It is not 42.", False), ("42", "The answer is 42 million.", False), ("42", "\\boxed{minus 42}", False),
         ("x^2+1", "\\boxed{1+x^{2}}", True), ("x^2+1", "$1 + x^2$", True), ("x^2+1", "x^2", False),
         ("\\frac{1}{2}", "\\boxed{\\frac{2}{4}}", True), ("\\frac{1}{2}", "0.5", True),
         ("x^2+1", "x^2+1" + "+0" * 500, False),
@@ -96,6 +98,11 @@ def test_bad_rows_are_refused_with_file_line_and_reason(
         ({"messages": ["x"], "answer": "x"}, "messages is no list of objects with a role"),
         ({"messages": [*CHAT, {"role": "assistant", "content": "2"}], "answer": "x"}, "the last message is of 'assist"),
         ({"messages": [{"role": "user"}], "answer": "x"}, "missing field `content`"),
+        ({"prompt": "x", "rubric": "good \ud800"}, "rubric: character 5 is U+D800, half of a surrogate pair"),
+        ({"prompt": "x", "answer": "\udfff"}, "answer: character 0 is U+DFFF"),
+        ({"prompt": "x", "answer": "x", "domain": "d\ud800"}, "domain: character 1 is U+D800"),
+        ({"messages": [{"role": "user", "content": "\ud800"}], "answer": "x"}, "escapes that are no text"),
+        ({"prompt": "x", "answer": "x", "reasoning_effort": True}, "reasoning_effort: invalid type: boolean `true`"),
     ]
     path = write(tmp_path / "p.jsonl", [{"prompt": "x", "answer": "y"}, *(row for row, _ in wrong)])
     with caplog.at_level(logging.WARNING):
@@ -134,8 +141,31 @@ def test_judgements_have_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert [one.label for one in found] == [10, 0, 7] and not found[0].thinking
     assert found[0].reward("Score: 10") == 1.0 and "A good answer: 10." in str(found[0].prompt().messages[0].content)
     assert f"{path}:4: label is 'fine'; allowed: good, bad, 0 to 10" in caplog.messages[0] and len(caplog.messages) == 4
-    (own,) = read_judgements([write(tmp_path / "k.jsonl", [asked | {"label": "good", "rubric": "Polite."}])])
-    assert own.rubric == "Polite." and own.thinking
+    whole = asked | {"label": "good", "rubric": "Polite."}
+    halves = [whole | {name: "x \ud800"} for name in ("question", "answer", "rubric")]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        (own,) = read_judgements([write(tmp_path / "k.jsonl", [whole, *halves])])
+    assert own.rubric == "Polite." and own.thinking and len(caplog.messages) == 3
+    assert f"{tmp_path / 'k.jsonl'}:2: question: character 2 is U+D800, half of" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("schema", [GRPORecipe, DistillRecipe])
+def test_an_effort_that_is_a_number_needs_a_model_with_a_ladder_of_numbers(
+    schema: type[GRPORecipe | DistillRecipe], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"prompt": str(effort), "answer": "y", "reasoning_effort": effort} for effort in ("max", 50)]
+    data = write(tmp_path / "p.jsonl", rows)
+    recipe = read_recipe(schema, None, [f"problems.data={data}"])
+    asked: dict[Ladder, set[str]] = {}
+    for ladder in get_args(Ladder):
+        write_effort_ladder(tmp_path, ladder)
+        with caplog.at_level(logging.WARNING):
+            source = recipe.for_model(tmp_path).source()
+        asked[ladder] = {str(source.problem(number).prompt().messages[-1].content) for number in range(2)}
+    assert asked == {"preview": {"max"}, "0731": {"max"}, "scalar": {"max", "50"}}
+    reason = "reasoning_effort is 50, a number, and the model's ladder of efforts is preview; allowed: a level"
+    assert any(f"refused: {data}:2: {reason}" in line for line in caplog.messages)
 
 
 def test_every_row_is_asked_once_in_each_epoch_in_another_order(tmp_path: Path) -> None:

@@ -33,8 +33,7 @@ def restated(new: list[float], old: list[float], ref: list[float], settings: GRP
         tokens = range(at, at + length)
         at += length
         drift = sum(old[t] - new[t] for t in tokens) / length
-        if settings.off_policy_bound is not None and gain < 0 and drift > settings.off_policy_bound:
-            continue
+        dropped = settings.off_policy_bound is not None and gain < 0 and drift > settings.off_policy_bound
         for t in tokens:
             weight = 1 / (length * len(LENGTHS))
             ratio = math.exp(new[t] - old[t])
@@ -42,6 +41,8 @@ def restated(new: list[float], old: list[float], ref: list[float], settings: GRP
             term, slope = ratio * gain, ratio * gain
             if bounded * gain < ratio * gain:
                 term, slope = bounded * gain, 0.0
+            if dropped:
+                term, slope = 0.0, 0.0
             log_r = ref[t] - new[t]
             k3 = math.exp(log_r) - log_r - 1
             k3_slope = 1 - math.exp(log_r)

@@ -77,6 +77,14 @@ class Mixed:
         return (ASKED, LABELLED)[number % 2]
 
 
+def test_a_prompt_of_the_judge_that_is_no_text_is_an_error_in_words() -> None:
+    judge = RubricJudge(small_policy()[0].model, nano_path(), max_tokens=2, max_num_seqs=2, max_model_len=256)
+    good, bad, long = judge.scores([ASKED, replace(ASKED, rubric="good \ud800"), ASKED], ["Hi", "Hi", "Hi " * 300])
+    assert good.error is not None and "gave no score" in good.error
+    assert bad.error is not None and bad.error.startswith("the judge's prompt for r1 cannot be encoded: 'utf-8' codec")
+    assert long.error is not None and "allowed by max_model_len: 256" in long.error
+
+
 def make_run(run_dir: Path) -> GRPORun:
     policy, optimizer = small_policy()
     options: dict[str, Any] = {"max_num_seqs": 8, "max_model_len": 256}

@@ -148,6 +148,24 @@ def test_an_episode_that_goes_another_way_than_its_log_has_a_log_of_its_own(tmp_
     fifth.close()
 
 
+def test_an_episode_that_goes_on_beyond_a_finished_log_has_a_log_of_its_own(tmp_path: Path) -> None:
+    """Its snapshots are removed when the episode is over; other weights may have more to ask."""
+    log = tmp_path / "1.jsonl"
+    first = opened(log)
+    say(first, "echo 1 >a")
+    first.finish()
+    first.close()
+    second = opened(log)
+    assert say(second, "echo 1 >a", "echo 2 >>a; cat a")[1] == "1\n2\nexit code 0"
+    assert second.outcome("").value == 1.0
+    second.finish()
+    second.close()
+    third = opened(log)
+    say(third, "echo 1 >a")
+    assert third.outcome("").value == 0.0  # reads the file where the log has a command
+    third.close()
+
+
 def test_logs_go_when_their_problems_are_learned_from(tmp_path: Path) -> None:
     logs = SessionLogs(tmp_path / "sessions")
     logs.keep(3)  # none yet

@@ -133,6 +133,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"messages": [user("Hi"), assistant("a", "b")], "reasoning_effort": "most"},
         "unknown variant `most`, expected one of",
     ),
+    ({"messages": [user("Hi"), assistant("a", "b")], "reasoning_effort": True}, "invalid type: boolean `true`"),
     ({"messages": [user("Hi"), assistant("a", "b")], "reasoning_effort": "none"}, "reasoning_effort is none, but"),
     ({"messages": [user("Hi"), assistant("a"), "x"]}, "objects with a role"),
     ({"messages": [user("\ud800"), assistant("a")]}, "messages[0].content holds bytes or escapes that are no text"),

@@ -3,7 +3,7 @@
 A right number in another form counts where math-verify is there.
 
 An expression that is left to the reader is no answer: "3+4*2" equals the answer of its own question. So another form
-holds one number, and nothing is computed with it.
+holds one number, nothing is computed with it, and no word or sign makes another value of it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,12 @@ WIDER: dict[Level, dict[type[GymTask], dict[str, int]]] = {  # settings by level
 NUMBERS = (*(kind.name for kind in WIDER["easy"]), "school_mathematics")
 LONGEST = 200  # characters of an answer in another form
 NUMBER = re.compile(r"(?<!\w)-?\d+(?:\.\d+)?(?:/\d+)?(?![\w%])")
-_COMPUTED = re.compile(r"[-+*^!/(%\d]|\\(?!boxed\b)\w+")  # beside the number
+_OTHER = re.compile(  # beside the number: it is computed with, or another value is meant
+    r"[-+*^!/(%\d≠½¼¾]|\\(?!boxed\b)\w+"
+    r"|\b(?:minus|negative|not|never|cannot|plus|and a half|squared|cubed|percent"
+    r"|(?:dozen|hundred|thousand|million|billion|trillion)s?)\b|n['’]t\b",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -105,13 +110,16 @@ def at_level(name: str, level: Level) -> Task:
 
 
 def same_number(wanted: str, answer: str) -> bool:
-    """True if an answer's one number is the wanted one: `7.0`, `x = 7`, `\\boxed{7}`. False without math-verify."""
+    """True if an answer's one number is the wanted one: `7.0`, `x = 7`, `\\boxed{7}`. False without math-verify.
+
+    What negates, signs or multiplies it in words is another value, wherever in the answer it stands.
+    """
     found = NUMBER.findall(answer)
     if not NUMBER.fullmatch(wanted.strip()) or len(answer) > LONGEST or len(found) != 1:
         return False
     if "/" in found[0] and "/" not in wanted:
         return False
-    if _COMPUTED.search(answer.replace(found[0], "", 1)):
+    if _OTHER.search(answer.replace(found[0], "", 1)):
         return False
     verified = _verifier()
     return verified is not None and verified(wanted, answer)

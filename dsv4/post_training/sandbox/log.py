@@ -120,6 +120,9 @@ class SnapshotFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def __contains__(self, digest: str) -> bool:
+        return (self.path / digest).exists()
+
     def save(self, digest: str, data: bytes) -> None:
         target = self.path / digest
         if target.exists():

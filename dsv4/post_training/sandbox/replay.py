@@ -25,6 +25,10 @@ class DivergenceError(SandboxError):
     """A session asks for something other than what its log has at this place."""
 
 
+class FinishedError(DivergenceError):
+    """A session goes on beyond the log of one that was finished, whose snapshots are removed."""
+
+
 class InterruptedCommand(SandboxError):
     """A command that is not idempotent began, and its end is not in the log: nobody knows what it did."""
 
@@ -69,10 +73,12 @@ class RecordedSandbox(Sandbox):
         return self._live
 
     def _sandbox(self) -> Sandbox:
-        """The live sandbox, in the state that the log says."""
+        """The live sandbox, in the state that the log says. FinishedError without the snapshot of that state."""
         live = self._made()
         if not self._settled:
             if self._base is not None:
+                if self._base not in self._folder:
+                    raise FinishedError(f"{self._log.path} does not go on: snapshot {self._base} is missing")
                 live.restore(Snapshot(self._folder.load(self._base)))
             for step in self._since:
                 step(live)

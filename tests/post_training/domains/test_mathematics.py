@@ -39,7 +39,11 @@ def test_numbers_are_longer_than_those_of_the_tasks(level: Level) -> None:
             assert isinstance(problem, MathProblem) and problem.reward(problem.example.answer) == 1.0
 
 
-@pytest.mark.parametrize("answer", ["7", "7.0", "x = 7", "\\boxed{7}", "$7$", "The answer is 7", "The answer is 7."])
+@pytest.mark.parametrize(
+    "answer",
+    ["7", "7.0", "x = 7", "\\boxed{7}", "$7$", "$7", "7 apples", "7 minutes", "7 times", "The answer is 7",
+     "The answer is 7.", "Note that nothing is left of the halves, so: 7"],
+)  # fmt: skip
 def test_other_forms_of_a_number(answer: str) -> None:
     pytest.importorskip("math_verify")
     assert same_number("7", answer)
@@ -49,7 +53,8 @@ def test_other_forms_of_a_number(answer: str) -> None:
 @pytest.mark.parametrize(
     "answer",
     ["3+4", "14/2", "8-1", "7 or 8", "-7", "- 7", "7!", "\\sqrt{49}", "9^9^9^9", "", "seven", "7" * 300, "-(7)", "x-7",
-     "7%", "7i"],
+     "7%", "7i", "minus 7", "Minus 7", "negative 7", "not 7", "It isn't 7", "It isn’t 7", "x≠ 7", "x ≠ 7", "−7",
+     "7 hundred", "7 thousand", "7 million", "7 Billions", "7 dozen", "7 percent", "7 and a half", "7 ½", "7 squared"],
 )  # fmt: skip
 def test_expressions_and_other_answers_do_not_count(answer: str) -> None:
     assert not same_number("7", answer)

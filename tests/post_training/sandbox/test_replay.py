@@ -14,7 +14,7 @@ import pytest
 
 from dsv4.post_training.sandbox.interface import Sandbox, SandboxError
 from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
-from dsv4.post_training.sandbox.replay import DivergenceError, InterruptedCommand, RecordedSandbox
+from dsv4.post_training.sandbox.replay import DivergenceError, FinishedError, InterruptedCommand, RecordedSandbox
 from dsv4.post_training.sandbox.result import Result
 from dsv4.post_training.sandbox.supervised import SupervisedSandbox
 from tests.post_training.sandbox.conftest import EMPTY, SMALL
@@ -149,7 +149,7 @@ def test_a_command_cut_off_runs_again_from_the_tree_before_it_where_it_may(
     box = session(interrupted="again")
     box.exec("echo one >file")
     assert box.exec("echo two >>file; cat file").stdout == b"one\ntwo\n"
-    with pytest.raises(SandboxError, match="snapshot .* is missing"):
+    with pytest.raises(FinishedError, match="session.jsonl does not go on: snapshot .* is missing"):
         box.exec("cat file")
 
 
