@@ -27,7 +27,7 @@ LLAMA ?= $(HOME)/.cache/dsv4/llama.cpp
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
-extra = $(BIN)/python scripts/extra.py $(1) | $(PIP) --requirement /dev/stdin
+extra = $(BIN)/python scripts/extra.py $(1) >$(VENV)/.$(1).txt && $(PIP) --requirement $(VENV)/.$(1).txt
 
 .PHONY: help setup serve chat train-demo test check test-clients test-cluster bench sanitize llama-bench llama-server trl
 .DEFAULT_GOAL := help
@@ -60,7 +60,8 @@ test-cluster: $(VENV)/.test $(CLUSTER)/.ray
 $(CLUSTER)/.ray: pyproject.toml $(VENV)/.python
 	@echo "make: installing Ray into $(CLUSTER) (half a gigabyte)"
 	@$(PYTHON) -m venv $(CLUSTER)
-	@$(BIN)/python scripts/extra.py cluster | $(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --requirement /dev/stdin
+	@$(BIN)/python scripts/extra.py cluster >$(CLUSTER)/.cluster.txt
+	@$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --requirement $(CLUSTER)/.cluster.txt
 	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		>$(CLUSTER)/lib/python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')/site-packages/dsv4.pth
 	@touch $@

@@ -1,4 +1,4 @@
-"""Print the requirements of an extra of pyproject.toml: `python scripts/extra.py test | pip install -r /dev/stdin`.
+"""Print the requirements of an extra of pyproject.toml: `python scripts/extra.py test >test.txt`, for pip.
 
 This installs an extra without rebuilding the native kernels. Without a C compiler reasoning-gym is left out: it needs
 pycosat, which is distributed as C source only.

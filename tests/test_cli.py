@@ -161,6 +161,8 @@ def test_errors_are_one_line(
         ("serve --port many", "serve: error: argument --port: invalid int value: 'many'. See dsv4 serve --help"),
         ("chat --temperature 9", "chat: error: argument --temperature: it is '9'; allowed: [0, 2]. See dsv4 "),
         ("train pretrain --run-di x", "train pretrain: error: no option --run-di; did you mean --run-dir? See dsv4 "),
+        ("train nano --steps 0", "train nano: error: argument --steps: '0'; allowed: a whole number, 1 or more. See "),
+        ("train nano --seconds 0", "train nano: error: argument --seconds: '0'; allowed: seconds, above 0. See "),
         ("train demo --steps 0", "train demo: error: argument --steps: '0'; allowed: a whole number, 1 or more. See "),
         ("data solutions code --out x --count many", "data solutions: error: argument --count: 'many'; allowed: a "),
         ("usage --by", "usage: error: argument --by: expected one argument. See dsv4 usage --help"),

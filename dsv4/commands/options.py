@@ -146,6 +146,17 @@ def count(text: str) -> int:
     return number(text, 1)
 
 
+def seconds(text: str) -> float:
+    """A time above 0 of a flag's value."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: seconds, above 0")
+    return value
+
+
 def pick_flags(options: argparse.Namespace, *configs: type) -> dict[str, Any]:
     """Parsed values of the flags that `add_flags` made, by option name."""
     names = [known.name for config in configs for known in options_of(config)]

@@ -65,6 +65,8 @@ def run(options: argparse.Namespace) -> None:
     from dsv4.commands import plan_tables
     from dsv4.training import parts_plan, prediction
 
+    if options.device == CPU or options.check is not None:
+        _refuse_choices(options)
     if options.check is not None:
         if options.recipe is not None:
             raise ValueError(f"--check reads the run's own recipe; without {options.recipe}")
@@ -99,6 +101,19 @@ def _plan(recipe: PretrainRecipe, options: argparse.Namespace) -> RunPlan:
     return prediction.plan_run(recipe, MACHINES[options.device], _choice(options))
 
 
+def _refuse_choices(options: argparse.Namespace) -> None:
+    """ValueError for flags of a plan on GPUs: a run on a processor has its recipe's keys."""
+    from dataclasses import asdict
+
+    given = [name for name, value in asdict(_choice(options)).items() if value is not None]
+    if given:
+        where = "--check" if options.check is not None else f"--device {CPU}"
+        raise ValueError(
+            f"{where} takes the recipe's own keys; without {', '.join(f'--{name}' for name in given)} (keys such as "
+            "run.recompute=blocks change the recipe)"
+        )
+
+
 def _choice(options: argparse.Namespace) -> Choice:
     from dataclasses import fields
 
@@ -118,8 +133,10 @@ def _rate_here(processes: int) -> float:
 
 
 def _memory_here() -> float:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of memory that this machine has, or the cgroup's limit on them."""
+    from dsv4.engine.machine import memory_limit
+
+    return memory_limit() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _price(text: str) -> float:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dsv4.commands.options import CommandParser, count, number
+from dsv4.commands.options import CommandParser, count, number, seconds
 
 BUDGETS = ("cpu", "gpu")  # of nano and v4
 MIRROR, SUITE = "http://deb.debian.org/debian", "trixie"
@@ -170,8 +170,8 @@ def nano_parser() -> CommandParser:
     parser.add_argument("keys", nargs="*", metavar="RECIPE|KEY=VALUE", help=words)
     parser.add_argument("--corpus", type=Path, help="folder that dsv4 train corpus made (default: corpus)")
     parser.add_argument("--budget", choices=BUDGETS, default="cpu", help="size of the run (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, help="training time instead of the budget's")
-    parser.add_argument("--steps", type=int, help="a fixed number of steps instead of a time")
+    parser.add_argument("--seconds", type=seconds, help="training time instead of the budget's")
+    parser.add_argument("--steps", type=count, help="a fixed number of steps instead of a time")
     _add_run(parser, ROOT / "runs" / "nano")
     parser.add_argument("--base-model", metavar="FOLDER", help="leave out the base: the sft goes on from this model")
     parser.add_argument("--base-only", action="store_true", help="stop before the sft")

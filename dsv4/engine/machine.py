@@ -21,14 +21,13 @@ def host_memory(root: Path = Path("/")) -> Memory | None:
     The page cache counts as available, since the system reclaims it. The limit of the process's cgroup (version 1 or
     2) or of a parent group may leave less than the machine has.
     """
-    try:
-        rows = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (row.partition(":") for row in rows) if rest}
-    found = [Memory(sizes.get("MemAvailable", sizes["MemFree"]), sizes["MemTotal"], "this machine")]
-    found += [group for folder in _cgroups(root) if (group := _cgroup_memory(folder)) is not None]
-    return min(found, key=lambda memory: memory.available)
+    return min(_memories(root), key=lambda memory: memory.available, default=None)
+
+
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """Bytes that a process may ever have: the machine's, or the least limit of its cgroups; None without /proc."""
+    found = _memories(root)
+    return min(memory.total for memory in found) if found else None
 
 
 def cuda_memory(device: str) -> Memory:
@@ -37,6 +36,17 @@ def cuda_memory(device: str) -> Memory:
 
     free, total = torch.cuda.mem_get_info(torch.device(device))
     return Memory(free, total, device)
+
+
+def _memories(root: Path) -> list[Memory]:
+    """Memory of the machine and of each cgroup with a limit; none without /proc."""
+    try:
+        rows = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
+    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (row.partition(":") for row in rows) if rest}
+    found = [Memory(sizes.get("MemAvailable", sizes["MemFree"]), sizes["MemTotal"], "this machine")]
+    return found + [group for folder in _cgroups(root) if (group := _cgroup_memory(folder)) is not None]
 
 
 def _cgroups(root: Path) -> list[Path]:

@@ -24,6 +24,7 @@ from dsv4.tokenizer.prompts import PromptEncoder
 from dsv4.training.start import fingerprint
 
 PARTS = ("open", "definitions", "bytes", "needles")  # besides the tasks; they need the run's data or corpus
+NEEDLE_TESTS = 20  # per depth
 CONTEXT = 32768  # tokens of a piece whose bits are counted
 
 
@@ -34,7 +35,7 @@ class SuiteSettings:
     corpus: Path
     data: Path
     ledger: Path | None = None
-    needle_tests: int = 20  # per depth, up to 32K tokens
+    needle_tests: int = NEEDLE_TESTS  # up to 32K tokens
     needle_lengths: tuple[int, ...] = needles.LENGTHS
     definitions: int = 800
     byte_limit: int | None = None  # of each held-out package

@@ -55,8 +55,10 @@ class Tokenizer:
         data: dict[str, Any] = json.loads(definition)
         self._added: dict[str, int] = {token["content"]: token["id"] for token in data["added_tokens"]}
         full = tokenizers.Tokenizer.from_str(definition)
-        # The same model without its added tokens: no spelling in plain text can match one.
-        self._plain = tokenizers.Tokenizer.from_str(json.dumps(data | {"added_tokens": []}))
+        # The same model without its added tokens: no spelling in plain text can match one. transformers saves the
+        # truncation and padding of its last call in the file.
+        plain = data | {"added_tokens": [], "truncation": None, "padding": None}
+        self._plain = tokenizers.Tokenizer.from_str(json.dumps(plain))
         alphabet = byte_alphabet()
         self._bytes: dict[int, bytes] = {
             token_id: bytes(alphabet[c] for c in text)

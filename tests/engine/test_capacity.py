@@ -26,7 +26,7 @@ from dsv4.engine.capacity import (
     ways_out,
 )
 from dsv4.engine.config import EngineConfig
-from dsv4.engine.machine import Memory, host_memory
+from dsv4.engine.machine import Memory, host_memory, memory_limit
 from dsv4.kernels import backends
 from dsv4.kernels.stored import StoredWeight
 from dsv4.server.run import serve
@@ -196,6 +196,7 @@ def test_a_machine_without_cgroups_has_what_meminfo_says(tmp_path: Path) -> None
     root = tree(tmp_path, {"proc/meminfo": MEMINFO})
     assert host_memory(root) == Memory(10_240_000_000, 16_384_000_000, "this machine")
     assert host_memory(tmp_path / "nowhere") is None
+    assert memory_limit(root) == 16_384_000_000 and memory_limit(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize("folder", ["a/b", "a", ""])
@@ -205,6 +206,7 @@ def test_a_version_2_limit_of_the_group_or_of_one_above_counts(tmp_path: Path, f
     files |= {f"sys/fs/cgroup/{folder}/{name}": text for name, text in limit.items()}
     found = host_memory(tree(tmp_path, files))
     assert found == Memory(6700, 10_000, "the cgroup limit of this process")
+    assert memory_limit(tmp_path) == 10_000
 
 
 def test_a_version_1_limit_counts(tmp_path: Path) -> None:

@@ -138,3 +138,18 @@ def test_text_without_a_utf_8_encoding_is_refused(tokenizer: Tokenizer, text: st
         tokenizer.encode_batch(["good", text])
     with pytest.raises(ValueError, match=re.escape(f"the prompt: {message}")):
         tokenizer.encode_rendered(text, [])
+
+
+def test_truncation_and_padding_of_a_saved_call_are_not_applied(tokenizer: Tokenizer, folder: Path) -> None:
+    """transformers leaves the settings of its last call in the file that it saves."""
+    saved = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    saved.enable_truncation(4)
+    saved.enable_padding()
+    loaded = Tokenizer(saved.to_str())
+    texts = ["a", "Hello world, this is a text of more than four tokens."]
+    assert loaded.encode_batch(texts) == tokenizer.encode_batch(texts)
+    assert loaded.encode(texts[1]) == tokenizer.encode(texts[1]) and len(loaded.encode(texts[1])) > 4
+    rendered = f"a{USER}{texts[1]}"
+    assert loaded.encode_rendered(rendered, [(1, 1 + len(USER))]) == tokenizer.encode_rendered(
+        rendered, [(1, 1 + len(USER))]
+    )

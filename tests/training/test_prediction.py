@@ -176,6 +176,13 @@ def test_the_command_plans_for_gpus_and_for_this_machine(capsys: pytest.CaptureF
     assert found["stages"][0]["recompute"] == "blocks" and found["cost"] == 0
     assert main(["plan", "nano", *stage, "stages.0.recompute=experts", "--device", CPU, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["stages"][0]["recompute"] == "experts"
+    for words in (
+        ["nano", "--device", CPU, "--recompute", "blocks", "--price", "1"],
+        ["--check", "run", "--gpus", "2"],
+    ):
+        assert main(["plan", *words]) == 2
+        named = "--recompute, --price" if "nano" in words else "--gpus"
+        assert f"takes the recipe's own keys; without {named} (keys" in capsys.readouterr().err
     assert main(["plan"]) == 2
     with pytest.raises(SystemExit):
         main(["plan", "nano", "--device", CPU, "word"])

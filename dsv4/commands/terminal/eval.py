@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 from rich.console import Console
 
 from dsv4.checkpoint.atomic import new_file
-from dsv4.commands.options import CommandParser
+from dsv4.commands.options import CommandParser, count
 from dsv4.data.tasks import TASKS
 from dsv4.evals.model_card import write_model_card
-from dsv4.evals.nano_suite import PARTS, SuiteReport, SuiteSettings, run_suite
+from dsv4.evals.nano_suite import NEEDLE_TESTS, PARTS, SuiteReport, SuiteSettings, run_suite
 from dsv4.evals.needles import LENGTHS
 from dsv4.evals.results import MODES, to_json, to_table
 from dsv4.evals.runner import MAX_TOKENS, Answered, evaluate, is_correct
@@ -29,6 +30,7 @@ DESCRIPTION = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of `dsv4 eval`."""
     parser = CommandParser(prog="dsv4 eval", description=DESCRIPTION)
+    lengths = " ".join(map(str, LENGTHS))
     parser.add_argument(
         "suite", nargs="?", choices=("nano",), default="nano", help="what to score (default: %(default)s)"
     )
@@ -51,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--parts", nargs="+", choices=("tasks", *PARTS), help="only these (default: all that --data and --corpus allow)"
     )
-    parser.add_argument("--needle-tests", type=int, default=20, help="haystacks per depth (default: %(default)s)")
-    parser.add_argument("--needle-lengths", type=int, nargs="+", default=list(LENGTHS), metavar="TOKENS")
+    parser.add_argument("--needle-tests", type=count, help=f"haystacks per depth (default: {NEEDLE_TESTS})")
+    parser.add_argument("--needle-lengths", type=count, nargs="+", metavar="TOKENS", help=f"default: {lengths}")
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="go on from, and add to, the results in FILE")
     parser.add_argument("--card", type=Path, metavar="RUN", help="write its card, from its run or from its base's card")
     options, unknown = parser.parse_known_args(arguments)
@@ -61,14 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.n < 1:
         parser.error(f"--n is {options.n}; allowed: 1 or more")
     parts = options.parts or ["tasks", *(PARTS if options.data and options.corpus else ())]
-    if set(parts) & set(PARTS) and not (options.data and options.corpus):
-        parser.error(f"--parts {' '.join(parts)}: {', '.join(PARTS)} need --data and --corpus")
+    if (wrong := _unusable(options, parts)) is not None:
+        parser.error(wrong)
     model, console = resolve_model(options.model), Console(stderr=True)
     given: SuiteSettings | None = None
     if options.data and options.corpus:
         given = SuiteSettings(
-            options.corpus, options.data, options.ledger, options.needle_tests, tuple(options.needle_lengths),
-            device=options.device,
+            options.corpus, options.data, options.ledger, options.needle_tests or NEEDLE_TESTS,
+            tuple(options.needle_lengths or LENGTHS), device=options.device,
         )  # fmt: skip
         given.open_ledger(model)  # so that a wrong one is refused before the tasks have taken minutes
     scores, answers = [], []
@@ -89,8 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = {"model": model_name(model), "examples": options.n, "max_tokens": options.max_tokens, "greedy": True}
     settings |= {"reworded": True} if options.reworded else {}
     report = json.dumps(to_json(scores, settings) | {"suite": suite.to_json()}, indent=2)
-    if options.card:
-        write_model_card(model, scores, options.card, suite)
+    if options.json:
+        print(report)
+    else:
+        if scores:
+            Console().print(to_table(scores))
+        print(suite.to_markdown(), end="")
     if options.output:
         with new_file(options.output) as file:
             file.write_text(report + "\n", encoding="utf-8")
@@ -98,13 +104,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = (json.dumps(_answer_record(answered), ensure_ascii=False) for answered in answers)
         with new_file(options.answers) as file:
             file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    if options.json:
-        print(report)
-    else:
-        if scores:
-            Console().print(to_table(scores))
-        print(suite.to_markdown(), end="")
+    if options.card:
+        write_model_card(model, scores, options.card, suite)
     return 0
+
+
+def _unusable(options: argparse.Namespace, parts: Sequence[str]) -> str | None:
+    """What is wrong with the flags, before minutes of scoring: parts that lack their data, files without a place."""
+    others = [part for part in parts if part in PARTS]
+    if others and not (options.data and options.corpus):
+        return f"--parts {' '.join(parts)}: {', '.join(PARTS)} need --data and --corpus"
+    if bool(options.data) != bool(options.corpus):
+        return f"{'--data' if options.data else '--corpus'} alone; allowed: both --data and --corpus, or neither"
+    if not others:
+        for name in ("ledger", "needle_tests", "needle_lengths"):
+            if getattr(options, name) is not None:
+                return f"--{name.replace('_', '-')} is for {', '.join(PARTS)}; allowed: with --data and --corpus"
+    if options.answers and "tasks" not in parts:
+        return "--answers are of the tasks; allowed: with tasks in --parts"
+    for name in ("output", "answers"):
+        path: Path | None = getattr(options, name)
+        if path is not None and not path.absolute().parent.is_dir():
+            return f"--{name} {path}: there is no folder {path.parent}"
+    card: Path | None = options.card
+    if card is not None and not card.is_file() and not (card / "nano.toml").is_file():
+        return f"--card {card}; allowed: the folder of a run of nano, or a model's README.md"
+    return None
 
 
 def _answer_record(answered: Answered) -> dict[str, Any]:
