@@ -43,8 +43,7 @@ class MTPState:
     def store(self, slot: int, start: int, streams: Tensor) -> None:
         """Keep the streams [n, hc_mult, d] of a row's tokens from position `start` on; n is WINDOW at most."""
         # NumPy's assignments take a fraction of torch's time, and a step of a small model is over in 0.3 ms.
-        held: Any = self.streams.numpy() if streams.is_cpu else self.streams
-        given: Any = streams.numpy() if streams.is_cpu else streams
+        held, given = _rows(self.streams), _rows(streams.to(self.streams.dtype))
         for offset, rows in ring_spans(start, len(streams), WINDOW):
             first = slot * WINDOW + rows.start
             count = rows.stop - rows.start
@@ -73,3 +72,8 @@ class MTPState:
         self.read[slot] = self.ends[slot] = length
         for layer in self.layers:
             layer.window[slot] = 0
+
+
+def _rows(streams: Tensor) -> Any:
+    """Streams [n, hc_mult, d] as bytes in NumPy, which knows no BF16; off the CPU the tensor itself."""
+    return streams.contiguous().view(torch.uint8).numpy() if streams.is_cpu else streams

@@ -20,6 +20,7 @@ from dsv4.engine.sampling_params import SamplingParams
 from dsv4.kernels.sampling import draw_token, kept_tokens, likeliest_token, pack_mask
 
 _MASK64 = (1 << 64) - 1
+_LEAST_TEMPERATURE = 1e-30  # of which no logit is an infinite multiple
 
 
 @dataclass(slots=True)
@@ -82,12 +83,19 @@ def _log_probabilities(model_logits: Tensor, logits: Tensor, request: SampleRequ
     processed = params.logprobs_mode == "processed_logprobs"
     row = logits if processed else model_logits
     if params.logprobs_mode != "raw_logprobs" and params.temperature != 1.0:
-        row = row / params.temperature
+        row = _tempered(row, params.temperature)
     if not processed or not (params.truncates or request.allowed is not None):
         return row.log_softmax(dim=-1), None
     filters = params.temperature, params.top_k, params.top_p, params.min_p
     kept = kept_tokens(logits, *filters, request.allowed)
     return row.masked_fill(~kept, -torch.inf).log_softmax(dim=-1), pack_mask(kept)
+
+
+def _tempered(row: Tensor, temperature: float) -> Tensor:
+    """Logits [vocab] over a temperature; one so small that they would be infinite leaves the largest alone."""
+    if temperature >= _LEAST_TEMPERATURE:
+        return row / temperature
+    return torch.zeros_like(row).masked_fill(row < row.max(), -torch.inf)
 
 
 def most_likely(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -88,6 +88,12 @@ class SamplingParams:
             raise ValueError(
                 f"SamplingParams.cache_salt is {self.cache_salt!r}; allowed: a string of at least 1 character, or None"
             )
+        if self.cache_salt is not None:
+            check_text(self.cache_salt, "SamplingParams.cache_salt")
+        if not isinstance(self.stop_token_ids, Collection):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"SamplingParams.stop_token_ids is {self.stop_token_ids!r}; allowed: a list of token ids")
+        for place, token in enumerate(self.stop_token_ids):
+            _check_int(f"stop_token_ids[{place}]", token, 0, None)
         for place, text in enumerate(self.stop_strings):
             if not isinstance(text, str) or not text:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise ValueError(f"SamplingParams.stop[{place}] is {text!r}; allowed: strings of at least 1 character")
@@ -196,5 +202,9 @@ def _check_int(name: str, value: int, low: int, high: int | None) -> None:
 def _check_float(name: str, value: float, allowed: str, ok: Callable[[float], bool]) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"SamplingParams.{name} is {value!r}; it must be a number")
-    if not math.isfinite(value) or not ok(value):
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an integer that no float can be
+        finite = False
+    if not finite or not ok(value):
         raise ValueError(f"SamplingParams.{name} is {value}; allowed: {allowed}")

@@ -22,11 +22,11 @@ class Ledger:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         origin = dict(origin or {})
-        first, *others = _whole_lines(path) or [None]
-        if first is None:
+        lines = _whole_lines(path)
+        if not lines:
             self._append({"origin": origin})
             return
-        given: Any = first.get("origin")
+        given: Any = lines[0].get("origin")
         if not isinstance(given, dict):
             raise ValueError(f"{path} does not begin with the origin of its results; allowed: a new file")
         differ = [name for name in origin if origin[name] != given.get(name)]
@@ -34,7 +34,7 @@ class Ledger:
             raise ValueError(
                 f"{path} has results of another {' and another '.join(differ)}; allowed: a new file, or the same again"
             )
-        self._found = {record["key"]: record["value"] for record in others}
+        self._found = {record["key"]: record["value"] for record in lines[1:]}
 
     def get(self, key: str) -> Any:
         """Result of an earlier call; None without one."""

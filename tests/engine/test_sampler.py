@@ -127,3 +127,11 @@ def test_a_row_does_not_depend_on_the_other_rows() -> None:
 def test_rows_and_requests_must_match() -> None:
     with pytest.raises(ValueError, match="2 rows of logits for 1 requests"):
         sample(torch.zeros(2, 5), [request()])
+
+
+def test_a_tiny_temperature_gives_no_nan() -> None:
+    row = torch.tensor([[1.0, 3.0, 3.0, -2.0]])
+    for mode in ("tempered_logprobs", "processed_logprobs"):
+        params = SamplingParams(temperature=1e-40, logprobs=True, logprobs_mode=mode)
+        (token,) = sample(row, [SampleRequest(params, seed=1, position=0)])
+        assert token.token_id in (1, 2) and token.logprob == pytest.approx(math.log(0.5))

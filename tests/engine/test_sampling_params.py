@@ -25,6 +25,8 @@ from dsv4.engine.sampling_params import SamplingParams
         ("presence_penalty", 2.1, "[-2, 2]"),
         ("frequency_penalty", -2.1, "[-2, 2]"),
         ("logit_bias", 5, "a dict"),
+        ("stop_token_ids", 5, "a list of token ids"),
+        ("temperature", 10**400, "[0, inf)"),
         ("prompt_logprobs", 3, "True or False"),
         ("json_object", None, "True or False"),
         ("json_schema", [1], "a JSON object"),
@@ -38,6 +40,15 @@ def test_a_bad_value_is_named_with_what_is_allowed(field: str, value: object, al
     shown = repr(value) if isinstance(value, str) else value
     assert f"SamplingParams.{field} is {shown}" in str(error.value)
     assert allowed in str(error.value)
+
+
+def test_ids_and_salts_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"stop_token_ids\[1\] is 'x'; it must be an integer"):
+        SamplingParams(stop_token_ids=(3, "x"))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"stop_token_ids\[0\] is -1"):
+        SamplingParams(stop_token_ids=(-1,))
+    with pytest.raises(ValueError, match="cache_salt"):
+        SamplingParams(cache_salt="\ud800")
 
 
 def test_an_empty_stop_string_is_refused_with_its_place() -> None:

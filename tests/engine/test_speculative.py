@@ -418,3 +418,13 @@ def test_drafts_after_a_replay_are_those_after_a_miss(model: Transformer, tmp_pa
     if BITS:
         assert [tokens for _, tokens in after_hit] == [tokens for _, tokens in drafts] and len(drafts) > 10
         assert all(torch.equal(a, b) for (a, _), (b, _) in zip(after_hit, drafts, strict=True))
+
+
+def test_a_bfloat16_engine_on_the_cpu_drafts() -> None:
+    """NumPy has no BF16, and streams are kept by it."""
+    params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
+    plain = LLM(dtype="bfloat16", max_model_len=512)
+    drafts = drafting(None, 2, dtype="bfloat16", max_model_len=512)
+    prompt = [5, 9, 300, 7]
+    assert drafts.generate([prompt], params)[0].token_ids == plain.generate([prompt], params)[0].token_ids
+    assert speculator_of(drafts).stats.num_draft_tokens > 0

@@ -97,7 +97,7 @@ class Child:
         self.send(Start(request_id, watched))
 
     def drop(self, request_id: int) -> None:
-        """Stops a request or gives its place back. Takes no lock: finalizers call it anywhere."""
+        """Stops a request or a trace, or gives a request's place back. Takes no lock: finalizers call it anywhere."""
         self._listeners.pop(request_id, None)
         self._calls.pop(request_id, None)
         self.send(Drop(request_id))

@@ -135,10 +135,14 @@ class EngineProcess:
         return self._events(_Reservation(self, prompt_token_ids, params, user), watched=True)
 
     async def trace(self, token_ids: list[int]) -> TokenTrace:
-        """As of AsyncEngine. Cancelling it does not stop the process's work."""
-        tokens = pack_tokens(token_ids)
-        _, reply = self.running_child().call(lambda number: Trace(number, tokens))
-        return await asyncio.shield(asyncio.wrap_future(reply))  # a cancelled reply could not be given its value
+        """As of AsyncEngine."""
+        tokens, child = pack_tokens(token_ids), self.running_child()
+        number, reply = child.call(lambda number: Trace(number, tokens))
+        try:
+            return await asyncio.shield(asyncio.wrap_future(reply))  # a cancelled reply could not be given its value
+        except asyncio.CancelledError:
+            child.drop(number)
+            raise
 
     def check_room(self) -> None:
         """Raises QueueFullError if the process has said that no request may wait; does not ask it."""

@@ -66,7 +66,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Drop:
-    """Stops a request, or gives its place back. No answer; nothing happens where it has ended."""
+    """Stops a request or a trace, or gives a request's place back. No answer; nothing happens where it has ended."""
 
     id: int
 

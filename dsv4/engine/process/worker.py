@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from dsv4.engine.async_engine import AsyncEngine
 from dsv4.engine.errors import EngineError, QueueFullError, QueueTimeoutError
@@ -74,7 +74,8 @@ class Worker:
         self._engine: AsyncEngine | None = None
         self._requests: dict[int, Request] = {}  # reserved or started
         self._compiling = ThreadPoolExecutor(_COMPILING_THREADS, "dsv4-compile")
-        self._tracing = ThreadPoolExecutor(1, "dsv4-trace")
+        self._tracing = asyncio.new_event_loop()  # of the traces, in a thread of its own
+        self._traces: dict[int, Future[None]] = {}  # that wait or run
         self._events: list[tuple[int, PackedEvent]] = []  # of the running step
         self._sending_state = threading.Lock()
         self._state = EngineState()  # as it was sent
@@ -90,6 +91,7 @@ class Worker:
         except BaseException as error:
             self._link.send(LoadFailed(PortableError.of(error)))
             return 1
+        threading.Thread(target=self._tracing.run_forever, name="dsv4-trace", daemon=True).start()
         engine.after_step = self._send_step
         self._engine = engine
         keep_what_is_loaded()
@@ -125,13 +127,18 @@ class Worker:
             request = self._requests.pop(message.id, None)
             if request is not None:
                 engine.abort(request)
+            trace = self._traces.pop(message.id, None)
+            if trace is not None:
+                trace.cancel()
         elif isinstance(message, Reserve):
             if message.params.is_constrained:
                 self._compiling.submit(self._reserve, engine, message)
             else:
                 self._reserve(engine, message)
         elif isinstance(message, Trace):
-            self._tracing.submit(self._trace, engine, message)
+            trace = asyncio.run_coroutine_threadsafe(self._trace(engine, message), self._tracing)
+            self._traces[message.id] = trace
+            trace.add_done_callback(lambda _: self._traces.pop(message.id, None))
         elif isinstance(message, CollectMetrics):
             self._link.send(Reply(message.id, list(engine.metrics.collect()), None, self._present_state()))
 
@@ -145,10 +152,12 @@ class Worker:
         with contextlib.suppress(OSError):  # the server is gone, and this process ends
             self._link.send(Reply(message.id, None, error, self._present_state()))
 
-    def _trace(self, engine: AsyncEngine, message: Trace) -> None:
+    async def _trace(self, engine: AsyncEngine, message: Trace) -> None:
         trace, error = None, None
         try:
-            trace = asyncio.run(engine.trace(list(message.token_ids)))
+            trace = await engine.trace(list(message.token_ids))
+        except asyncio.CancelledError:
+            raise  # dropped: nobody waits for a reply
         except BaseException as refusal:  # as in _reserve
             error = PortableError.of(refusal)
         with contextlib.suppress(OSError):
