@@ -47,7 +47,8 @@ _TO_MODULE = [
     )
 ]
 _KEY = re.compile(rf"^{re.escape(_PREFIX)}(.+?)(\.base_layer)*\.lora_([AB])\.weight$")
-# Keys of adapter_config.json that change what an adapter computes, with the only value that is read here.
+# Keys of adapter_config.json that change what an adapter computes, with the only values that are read here. PEFT takes
+# the first product of the other initializations (PiSSA, OLoRA, CorDA, ...) off the base weight, or quantizes that.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
@@ -57,6 +58,13 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "modules_to_save": (None, []),
     "layer_replication": (None, []),
     "trainable_token_indices": (None, []),
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal", None),
+    "use_qalora": (False, None),
+    "use_bdlora": (False, None),
+    "alora_invocation_tokens": (False, None),
+    "arrow_config": (False, None),
+    "kasa_config": (False, None),
+    "monteclora_config": (False, None),
 }
 
 
@@ -80,7 +88,11 @@ class Adapter:
         for key, allowed in _PLAIN.items():
             if self.settings.get(key, allowed[-1]) not in allowed:
                 found = f"{key} {self.settings[key]!r}"
-                raise CheckpointError(self.folder / CONFIG, f"{key} {allowed[0]!r}", found)
+                raise CheckpointError(self.folder / CONFIG, f"{key} {' or '.join(map(repr, allowed))}", found)
+        for key in ("r", "lora_alpha"):
+            value = self.settings.get(key)
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise CheckpointError(self.folder / CONFIG, f"a number as {key}", repr(value))
         self._parts: dict[str, tuple[str, int | None, int | None]] = {}
         self._pairs = self._read()
         known = {spec.name for spec in tensor_inventory(config, "fp32")}

@@ -10,10 +10,13 @@ import errno
 import os
 import re
 import shutil
+import stat
+import sys
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from dsv4.checkpoint.errors import CheckpointError
 
@@ -31,9 +34,18 @@ class DiskFullError(OSError):
 def new_file(target: Path, num_bytes: int | None = None) -> Generator[Path]:
     """A temporary file beside `target` to write to; it replaces `target` at the end, or vanishes on any error.
 
-    Raises DiskFullError if the disk is too small for the file; `num_bytes`, its size, is for the message.
+    A link stays, and what it leads to is replaced. A pipe, a terminal or /dev/null gets the bytes at the end, and so
+    does the output of this process; CheckpointError for anything else that is no file. Raises DiskFullError if the disk
+    is too small for the file; `num_bytes`, its size, is for the message.
     """
-    clear_leftovers(target)
+    if _takes_bytes(target):
+        with TemporaryDirectory() as folder, space_in_words(Path(folder), num_bytes):
+            temporary = Path(folder) / target.name
+            temporary.touch()
+            yield temporary
+            _copy_into(temporary, target)
+        return
+    target = _followed(target)
     touch: Callable[[Path], object] = lambda path: path.touch(exist_ok=False)  # noqa: E731
     with _temporary(target, touch) as temporary, space_in_words(target, num_bytes):
         yield temporary
@@ -47,11 +59,12 @@ def new_file(target: Path, num_bytes: int | None = None) -> Generator[Path]:
 def new_folder(target: Path, overwrite: bool) -> Generator[Path]:
     """A temporary folder beside `target` to write into; it becomes `target` at the end, or vanishes on any error.
 
-    A non-empty target is refused, or with `overwrite` replaced whole if it is a model folder. Raises DiskFullError if
-    the disk is too small for the folder.
+    A non-empty target is refused, or with `overwrite` replaced whole if it is a model folder. A link stays, and the
+    folder that it leads to is replaced; a mount point is refused. Raises DiskFullError if the disk is too small for the
+    folder.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(target)
+    target = _followed(target)
     if target.exists() and not target.is_dir():
         raise CheckpointError(target, "the name of a folder", "a file")
     occupied = target.exists() and any(target.iterdir())
@@ -116,8 +129,9 @@ def sole_writer(folder: Path) -> Generator[None]:
 
 
 def check_space(target: Path, num_bytes: int) -> None:
-    """DiskFullError if `num_bytes` more do not fit beside `target`."""
-    place = next(folder for folder in target.absolute().parents if folder.is_dir())
+    """DiskFullError if `num_bytes` more do not fit beside `target`, or what it links to; a mount point is refused."""
+    _refuse_mount_point(target)
+    place = next(folder for folder in target.resolve().parents if folder.is_dir())
     free = shutil.disk_usage(place).free
     if num_bytes > free:
         needed = f"no space left on the disk: it takes {_size(num_bytes)}, and {_size(free)} are free in {place}"
@@ -135,7 +149,7 @@ def clear_leftovers(target: Path) -> None:
         if path.suffix == ".tmp" or path.with_suffix(".tmp").exists():
             continue  # in the second case its writer lives
         if target.exists():
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
         else:
             path.rename(target)
 
@@ -155,6 +169,65 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _followed(target: Path) -> Path:
+    """What `target` leads to if it is a link, else itself, without leftovers of killed writers at both places.
+
+    CheckpointError if it is a mount point.
+    """
+    clear_leftovers(target)
+    _refuse_mount_point(target)
+    if not target.is_symlink():  # other paths stay as given, for the messages
+        return target
+    target = target.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(target)
+    return target
+
+
+def _refuse_mount_point(target: Path) -> None:
+    """CheckpointError if another disk is mounted at `target`: nothing beside it can be renamed to it."""
+    if os.path.ismount(target.resolve()):
+        within = f"; give one within it, such as {target / 'model'}" if target.is_dir() else ""
+        raise CheckpointError(target, f"a path that can be replaced{within}", "a mount point")
+
+
+def _takes_bytes(target: Path) -> bool:
+    """True if something stands at `target` that is written into and not replaced; CheckpointError if it is no file."""
+    try:
+        mode = target.stat().st_mode
+    except OSError:
+        return False  # nothing there, or an error that creating the file will name
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or _own_output(target) is not None:
+        return True
+    if not stat.S_ISREG(mode):
+        kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISBLK, "a block device"), (stat.S_ISSOCK, "a socket"))
+        found = next((name for is_kind, name in kinds if is_kind(mode)), "something else")
+        raise CheckpointError(target, "the name of a new file, or of a file to replace", found)
+    return False
+
+
+def _own_output(target: Path) -> int | None:
+    """Descriptor of this process's output or error output if `target` names it, as /dev/stdout does."""
+    found = target.stat()
+    for descriptor in (1, 2):
+        try:
+            if os.path.samestat(found, os.fstat(descriptor)):
+                return descriptor
+        except OSError:
+            continue  # closed
+    return None
+
+
+def _copy_into(source: Path, target: Path) -> None:
+    """Write the bytes of a file to what stands at `target`."""
+    own = _own_output(target)
+    if own is not None:  # opening it anew would overwrite, in a file, what the process has printed
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+    with open(os.open(target, os.O_WRONLY) if own is None else os.dup(own), "wb") as into, source.open("rb") as file:
+        shutil.copyfileobj(file, into)
 
 
 @contextmanager
@@ -230,7 +303,7 @@ def _lock(descriptor: int, wait: bool) -> bool:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

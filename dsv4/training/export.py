@@ -25,6 +25,8 @@ def check_output(out: Path, run_dir: Path, start: Path | None = None) -> None:
     that the export reads.
     """
     place, run = out.resolve(), run_dir.resolve()
+    if os.path.ismount(place):
+        raise ValueError(f"--out: {out} is a mount point, which a model cannot replace; give a folder within it")
     folder = next(parent for parent in place.parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         why = "no right to write in" if folder.is_dir() else "no folder:"

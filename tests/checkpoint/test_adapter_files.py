@@ -104,6 +104,29 @@ def test_peft_s_rules(adapter: Path, tiny_config: ModelConfig) -> None:
     torch.testing.assert_close(Adapter(adapter, tiny_config).apply(name, weight), 3**0.5 * plain)
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
+def test_adapters_that_change_the_base_weight_are_refused(start: str, adapter: Path, tiny_config: ModelConfig) -> None:
+    file = adapter / "adapter_config.json"
+    settings = json.loads(file.read_text())
+    for harmless in (True, False, None, "gaussian", "eva", "orthogonal"):
+        file.write_text(json.dumps(settings | {"init_lora_weights": harmless}))
+        assert Adapter(adapter, tiny_config).names
+    file.write_text(json.dumps(settings | {"init_lora_weights": start}))
+    with pytest.raises(CheckpointError, match=f"'gaussian' or .*; found init_lora_weights '{start}'"):
+        Adapter(adapter, tiny_config)
+
+
+def test_a_config_without_its_scale_is_refused(adapter: Path, tiny_config: ModelConfig) -> None:
+    file = adapter / "adapter_config.json"
+    for key in ("r", "lora_alpha"):
+        settings = json.loads(file.read_text())
+        del settings[key]
+        file.write_text(json.dumps(settings))
+        with pytest.raises(CheckpointError, match=f"expected a number as {key}; found None"):
+            Adapter(adapter, tiny_config)
+        file.write_text(json.dumps(settings | {key: 1}))
+
+
 def test_what_cannot_be_merged_is_refused(
     adapter: Path, official_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,7 +141,12 @@ def test_what_cannot_be_merged_is_refused(
         assert not (tmp_path / "out").exists()
         return str(error.value)
 
-    assert "expected use_dora False; found use_dora True" in refused({"use_dora": True}, tensors)
+    assert "expected use_dora False or None; found use_dora True" in refused({"use_dora": True}, tensors)
+    assert "found arrow_config {'top_k': 3}" in refused({"arrow_config": {"top_k": 3}}, tensors)
+    assert "found alora_invocation_tokens [7]" in refused({"alora_invocation_tokens": [7]}, tensors)
+    assert "found use_qalora True" in refused({"use_qalora": True}, tensors)
+    for key, value in (("lora_alpha", None), ("lora_alpha", "16"), ("r", None)):
+        assert f"expected a number as {key}; found {value!r}" in refused({key: value}, tensors)
     key = "base_model.model.lm_head.lora_A.weight"
     assert "expected lora_A and lora_B" in refused({}, {k: t for k, t in tensors.items() if k != key})
     assert "found an adapter of [67, 8]" in refused({}, tensors | {key: tensors[key][:, :8].contiguous()})

@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from dsv4.checkpoint import convert, save_model
-from dsv4.checkpoint.atomic import DiskFullError, clear_leftovers, new_file, new_folder
+from dsv4.checkpoint import CheckpointError, convert, save_model
+from dsv4.checkpoint.atomic import DiskFullError, check_space, clear_leftovers, new_file, new_folder
 from dsv4.checkpoint.files import ShardWriter
 from dsv4.checkpoint.gguf_export import export_gguf
 from dsv4.cli import main
+from dsv4.training.export import check_output
 from dsv4.training.state import RunPosition, save_state
 
 SECONDS = 120  # timeout of a process on a busy machine
@@ -124,6 +126,136 @@ def test_a_folder_that_was_being_replaced_is_restored(tmp_path: Path) -> None:
     (tmp_path / ".model.89abcdef.old").mkdir()  # killed a moment later: the new folder is in place
     clear_leftovers(tmp_path / "model")
     assert names(tmp_path) == ["model"] and (tmp_path / "model" / "config.json").read_text() == ".old"
+
+
+def model(folder: Path, text: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(text)
+
+
+@pytest.mark.parametrize("before", ["nothing", "an empty folder", "a model"])
+def test_a_linked_folder_is_replaced_where_it_is(before: str, tmp_path: Path) -> None:
+    disk, here = tmp_path / "disk", tmp_path / "here"
+    here.mkdir()
+    (here / "out").symlink_to(disk / "big")
+    if before != "nothing":
+        disk.mkdir()
+        (disk / "big").mkdir()
+        (disk / ".big.0123abcd.tmp").mkdir()  # of a killed writer
+    if before == "a model":
+        model(disk / "big", "old")
+    with new_folder(here / "out", overwrite=before == "a model") as folder:
+        assert folder.parent == disk and names(here) == ["out"]
+        model(folder, "new")
+    assert names(disk) == ["big"] and names(here) == ["out"] and (here / "out").is_symlink()
+    assert (disk / "big" / "config.json").read_text() == "new"
+
+
+def test_a_link_that_was_being_replaced_is_restored(tmp_path: Path) -> None:
+    model(tmp_path / "big", "old")
+    (tmp_path / ".out.0123abcd.old").symlink_to(tmp_path / "big")
+    with new_folder(tmp_path / "out", overwrite=True) as folder:
+        model(folder, "new")
+    (tmp_path / ".out.89abcdef.old").symlink_to(tmp_path / "big")  # killed a moment later
+    clear_leftovers(tmp_path / "out")
+    assert names(tmp_path) == ["big", "out"] and (tmp_path / "out" / "config.json").read_text() == "new"
+
+
+def test_the_space_of_a_linked_disk_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "big")
+    usage: Callable[[Path], Any] = lambda path: type("Usage", (), {"free": 10 * (path == tmp_path / "disk")})  # noqa: E731
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    check_space(tmp_path / "out", 10)
+    with pytest.raises(DiskFullError):
+        check_space(tmp_path / "out", 11)
+
+
+def test_a_mount_point_is_refused_before_anything_is_written(
+    official: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    (tmp_path / "link").symlink_to(mounted)
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == mounted)  # pyright: ignore
+    for target in (mounted, tmp_path / "link"):
+        with (
+            pytest.raises(CheckpointError, match=r"give one within it, such as .*/model; found a mount"),
+            new_folder(target, False),
+        ):
+            raise AssertionError("begun")
+        with pytest.raises(CheckpointError, match="found a mount point"):  # not that the disk beside it is full
+            save_model(official.values, official.config, target)
+        with pytest.raises(ValueError, match="is a mount point, which a model cannot replace; give a folder within it"):
+            check_output(target, tmp_path / "run")
+    assert names(tmp_path) == ["disk", "link"]
+    with new_folder(mounted / "model", overwrite=False) as folder:
+        model(folder, "new")
+    assert names(mounted) == ["model"]
+
+
+def test_a_linked_file_is_replaced_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "file")
+    for text in ("one", "two"):
+        with new_file(tmp_path / "out") as file:
+            file.write_text(text)
+        assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / "file").read_text() == text
+    assert names(tmp_path) == ["disk", "out"] and names(tmp_path / "disk") == ["file"]
+
+
+def test_devices_and_pipes_are_written_into(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    screen, terminal = os.openpty()  # not /dev/null, which a mistake here would replace
+    (tmp_path / "terminal").symlink_to(os.ttyname(terminal))
+    for name, end in (("pipe", reading), ("terminal", screen)):
+        with new_file(tmp_path / name) as file:
+            file.write_text("text")
+        assert os.read(end, 10) == b"text"
+    for end in (reading, screen, terminal):
+        os.close(end)
+    assert (tmp_path / "pipe").is_fifo() and names(tmp_path) == ["pipe", "terminal"]
+
+
+PRINT = """
+import sys
+from pathlib import Path
+from dsv4.checkpoint.atomic import new_file
+print("before")
+with new_file(Path(sys.argv[1])) as temporary:
+    temporary.write_text("written\\n")
+print("after")
+"""
+
+
+@pytest.mark.parametrize("to", ["a file", "a pipe"])
+def test_the_output_of_the_process_is_written_into(to: str, tmp_path: Path) -> None:
+    """In the order of what it prints, also if the output is a file."""
+    (tmp_path / "stdout").symlink_to("/dev/stdout")  # a link, since a mistake here would replace it
+    with (tmp_path / "log").open("wb") as log:
+        ran = subprocess.run(
+            [sys.executable, "-c", PRINT, str(tmp_path / "stdout")],
+            check=True,
+            timeout=SECONDS,
+            stdout=log if to == "a file" else subprocess.PIPE,
+        )
+    printed = (tmp_path / "log").read_bytes() if to == "a file" else ran.stdout
+    assert printed == b"before\nwritten\nafter\n"
+
+
+def test_what_is_no_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(os.path.relpath(tmp_path / "socket"))  # paths of sockets are short
+    listener.close()
+    for name in ("folder", "socket"):
+        with (
+            pytest.raises(CheckpointError, match=f"or of a file to replace; found a {name}"),
+            new_file(tmp_path / name),
+        ):
+            raise AssertionError("begun")
+    assert names(tmp_path) == ["folder", "socket"]
 
 
 def fail(error: int) -> Callable[..., None]:
