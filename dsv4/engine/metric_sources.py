@@ -23,7 +23,11 @@ class DiskCacheMetrics:
         yield counter(f"{name}_hits", "Tokens taken from the disk.", stats.external_prefix_cache_hits)
         yield counter("dsv4:disk_cache_load_bytes", "Bytes read from the disk cache.", stats.kv_offload_load_bytes)
         yield counter("dsv4:disk_cache_store_bytes", "Bytes written to the disk cache.", stats.kv_offload_store_bytes)
-        yield counter("dsv4:disk_cache_dropped_writes", "Writes that found no time.", stats.num_dropped_writes)
+        yield counter(
+            "dsv4:disk_cache_dropped_writes",
+            "Writes that were left out, for lack of time or of space.",
+            stats.num_dropped_writes,
+        )
         yield counter("dsv4:disk_cache_evicted_files", "Files deleted to make room.", stats.num_evicted_files)
         yield counter("dsv4:disk_cache_damaged_files", "Files that could not be used.", stats.num_damaged_files)
 

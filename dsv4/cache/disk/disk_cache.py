@@ -209,6 +209,10 @@ class DiskCache:
         if snapshot is not None:
             state = self._state(index, keys, length, pages, snapshot)
         if missing or state is not None:
+            size = len(missing) * self.cache.page_bytes + (0 if state is None else state.snapshot.num_bytes)
+            if not self._writer.fits(index, size, {place.file for place in found.values()}):
+                self.stats.num_dropped_writes += 1  # before the pages are copied, more with every step
+                return
             packed = pack_pages(self.cache, [pages[i] for i in missing]) if missing else None
             depth = missing[0] if missing else len(blocks)
             self._writer.submit(WriteJob(depth, [blocks[i] for i in missing], packed, state, blocks))

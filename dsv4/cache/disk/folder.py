@@ -5,7 +5,7 @@ does not have is the leftover of a dead writer, and the bytes that it counts are
 file that is removed under them is a miss.
 
 An index that is damaged is replaced by one of the next number and never written again: the one of the highest number
-counts. Processes that have the old one open notice that it is gone.
+counts, and whoever opens it to write removes the others. Processes that have the old one open notice that it is gone.
 """
 
 from __future__ import annotations
@@ -66,16 +66,17 @@ class CacheFolder:
         return max(self.path.glob("index.*.sqlite"), key=_number, default=None)
 
     def open_index(self) -> Index:
-        """The index, made where there is none. Under the lock."""
-        return Index(self.index_path() or self._new_index(0), writes=True)
+        """The index that counts, made where there is none; those before it are removed. Under the lock."""
+        current = self.index_path() or self._new_index(0)
+        for path in self.path.glob("index.*.sqlite*"):
+            if 0 <= _number(path) < _number(current):
+                path.unlink(missing_ok=True)
+        return Index(current, writes=True)
 
     def replace_index(self, damaged: Path) -> None:
-        """Put an empty index in the place of one that is damaged, unless somebody has. Under the lock."""
-        if self.index_path() != damaged:
-            return
-        self._new_index(_number(damaged) + 1)
-        for suffix in ("", "-wal", "-shm"):
-            damaged.with_name(damaged.name + suffix).unlink(missing_ok=True)
+        """Let an empty index count in the place of one that is damaged, unless another does. Under the lock."""
+        if self.index_path() == damaged:
+            self._new_index(_number(damaged) + 1)
 
     def index_bytes(self) -> int:
         """Bytes of the index and its write-ahead log."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -158,15 +158,16 @@ class Index:
             (now,) = self._db.execute("SELECT coalesce(max(used), 0) + 1 FROM files").fetchone()
             self._db.executemany("UPDATE files SET used = ? WHERE id = ?", [(now, file) for file in files])
 
-    def evict(self, num_bytes: int) -> list[int]:
-        """Forget files of at least `num_bytes` in all, the ones used longest ago first. Returns them."""
+    def evict(self, num_bytes: int, keep: Collection[int] = ()) -> list[int]:
+        """Forget files of at least `num_bytes` in all, the ones used longest ago first, but none of `keep`."""
         files: list[int] = []
         with self._transaction():
             for file, size in self._db.execute("SELECT id, bytes FROM files ORDER BY used, depth DESC").fetchall():
                 if num_bytes <= 0:
                     break
-                num_bytes -= size
-                files.append(file)
+                if file not in keep:
+                    num_bytes -= size
+                    files.append(file)
             self._forget(files)
         return files
 
@@ -177,6 +178,11 @@ class Index:
     def files(self) -> dict[int, int]:
         """Bytes of every file."""
         return dict(self._db.execute("SELECT id, bytes FROM files"))
+
+    def bytes_of(self, files: Iterable[int]) -> int:
+        """Bytes of some files; those that are not here have none."""
+        query = "SELECT bytes FROM files WHERE id = ?"
+        return sum(size for file in files for (size,) in self._db.execute(query, (file,)))
 
     def total_bytes(self) -> int:
         """Bytes of all files."""

@@ -16,6 +16,6 @@ class DiskCacheStats:
     num_hits: int = 0  # requests that began at a prefix from the disk
     num_misses: int = 0  # requests that were looked up and did not
     num_writes: int = 0  # files written
-    num_dropped_writes: int = 0  # not written: no room, a full queue, or another process held the lock
+    num_dropped_writes: int = 0  # left out: no room, a full queue, a lock of another process, a block before them gone
     num_evicted_files: int = 0
     num_damaged_files: int = 0  # files and indexes that were not what they should be

@@ -6,7 +6,7 @@ import logging
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -44,8 +44,8 @@ class StateToWrite:
 
 @dataclass(frozen=True)
 class WriteJob:
-    """What is to be written of one prefix, as copies. `path`: keys of all its blocks, whose files count as used, and
-    so do those of `used`."""
+    """What is to be written of one prefix, as copies. `path`: keys of all its blocks, those of `keys` among them. Their
+    files count as used, and so do those of `used`."""
 
     depth: int  # number of the first block
     keys: list[bytes] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Writer:
         self._busy = True  # the thread has work in its hands
         self._closed = False
         self._was_busy = False  # another process held the lock for long, which is logged once
-        self._reported_size = False  # that a file was larger than the budget
+        self._reported_size = False  # that a prefix was larger than the budget
         self._pending: set[bytes] = set()  # keys of blocks and states on their way
         self._changed = threading.Condition()
         self._index: Index | None = None
@@ -86,6 +86,16 @@ class Writer:
     def is_pending(self, key: bytes) -> bool:
         """True if the block or state of a key waits to be written."""
         return key in self._pending
+
+    def fits(self, index: Index | None, num_bytes: int, files: Collection[int]) -> bool:
+        """True if the budget can hold `num_bytes` beside files that stay; False is logged, once."""
+        if self.max_bytes is None:
+            return True
+        kept = 0 if index is None else index.bytes_of(files)
+        if kept + num_bytes + EMPTY_BYTES <= self.max_bytes:
+            return True
+        self._report_size(kept)
+        return False
 
     def submit(self, job: WriteJob) -> None:
         """Queue a job, or drop it where the queue is full."""
@@ -183,21 +193,21 @@ class Writer:
             self._index = None
         if damaged is not None:
             self.folder.replace_index(damaged)
-        self.folder.remove_leftovers(self._open())
+        self._open()
 
     def _open(self) -> Index:
-        """The index that counts now, which is another after one was damaged."""
-        if self._index is not None and not self._index.is_in_place:
-            self._index.close()
+        """The index that counts now, which is another after one was damaged; what is new to us is cleaned up."""
+        index = self._index
+        if index is not None and not (index.is_in_place and index.path == self.folder.index_path()):
+            index.close()
             self._index = None
         if self._index is None:
             self._index = self.folder.open_index()
+            self.folder.remove_leftovers(self._index)
         return self._index
 
     def _clean_up(self) -> None:
-        index = self._open()
-        self.folder.remove_leftovers(index)
-        self._make_room(index, 0, 0)
+        self._make_room(self._open(), 0, 0, ())
 
     def _write(self, job: WriteJob) -> None:
         index = self._open()
@@ -206,20 +216,22 @@ class Writer:
         if job.damaged:
             index.forget(list(job.damaged))
             self.folder.remove(job.damaged)
-        records = self._records(job, index)
-        used = job.used.union(place.file for place in index.blocks(job.path).values())
+        there = index.blocks(job.path)
+        reached = _reached(job, there)
+        used = job.used.union(there[key].file for key in reached if key in there)
         if used:
             index.touch(used)
-        if records:
-            self._store(job, records, used, index)
+        records = self._records(job, reached, there, index)
+        written = not records or self._store(job, records, used, index)
+        if not written or (len(reached) < len(job.path) and _keys(job)):
+            self.stats.num_dropped_writes += 1
         self._keep_budget(index)
 
-    def _store(self, job: WriteJob, records: list[Record], used: frozenset[int], index: Index) -> None:
-        """Write records as one file, if there is or can be room for it."""
+    def _store(self, job: WriteJob, records: list[Record], used: frozenset[int], index: Index) -> bool:
+        """Write records as one file, if there is or can be room for it beside the files that the prefix uses."""
         size = sum(record.num_bytes for record in records)
-        if not self._make_room(index, size, len(records) + len(used)):
-            self.stats.num_dropped_writes += 1
-            return
+        if not self._make_room(index, size, len(records) + len(used), used):
+            return False
         number, places = self.folder.write(records)
         placed = list(zip(records, places, strict=True))
         blocks = {record.key: place for record, place in placed if record.kind == BLOCK}
@@ -228,33 +240,38 @@ class Writer:
         index.touch([*used, number])  # at once: the end of a prefix is evicted before its beginning
         self.stats.num_writes += 1
         self.stats.kv_offload_store_bytes += size
+        return True
 
-    def _records(self, job: WriteJob, index: Index) -> list[Record]:
-        """What of a job is not there: another process may have written it since."""
+    def _records(self, job: WriteJob, reached: Sequence[bytes], there: Collection[bytes], index: Index) -> list[Record]:
+        """What of a job can be found and is not there: another process may have written it since."""
         records: list[Record] = []
         if job.blocks is not None:
-            there = index.blocks(job.keys)
+            wanted = set(reached).difference(there)
             rows = job.blocks.numpy()
-            records += [Record(BLOCK, k, rows[i].tobytes()) for i, k in enumerate(job.keys) if k not in there]
-        if job.state is not None and not index.has_state(job.state.block, serving_tails(job.state.tail)):
-            records.append(Record(STATE, job.state.key, job.state.payload()))
+            records += [Record(BLOCK, k, rows[i].tobytes()) for i, k in enumerate(job.keys) if k in wanted]
+        state = job.state if len(reached) == len(job.path) else None
+        if state is not None and not index.has_state(state.block, serving_tails(state.tail)):
+            records.append(Record(STATE, state.key, state.payload()))
         return records
 
-    def _make_room(self, index: Index, num_bytes: int, entries: int) -> bool:
-        """Evict until a file of `num_bytes`, with so many entries of the index, fits into the budget. False: never."""
+    def _make_room(self, index: Index, num_bytes: int, entries: int, keep: Collection[int]) -> bool:
+        """Evict until a file of `num_bytes`, with so many entries of the index, fits into the budget. False: never.
+
+        `keep`: files that stay. They hold the beginning of the prefix that is stored, without which nobody finds its
+        end.
+        """
         if self.max_bytes is None:
             return True
         needed = num_bytes + index.log_bytes(entries)
-        if num_bytes and needed + EMPTY_BYTES > self.max_bytes:
-            self._report_size(num_bytes)
+        if num_bytes and not self.fits(index, needed, keep):
             return False
         if self._excess(index, needed) > 0:
             index.checkpoint()
         while (excess := self._excess(index, needed)) > 0:
-            evicted = index.evict(excess)
+            evicted = index.evict(excess, keep)
             if not evicted:
                 if num_bytes:
-                    self._report_size(num_bytes)
+                    self._report_size(index.bytes_of(keep))
                 return False
             self.folder.remove(evicted)
             self.stats.num_evicted_files += len(evicted)
@@ -272,11 +289,17 @@ class Writer:
             return 0
         return index.total_bytes() + self.folder.index_bytes() + needed - self.max_bytes
 
-    def _report_size(self, num_bytes: int) -> None:
+    def _report_size(self, kept: int) -> None:
         if not self._reported_size:
             self._reported_size = True
-            text = "disk cache %s: a file of %d bytes does not fit into a budget of %d bytes and is not stored"
-            logger.warning(text, self.folder.path, num_bytes, self.max_bytes)
+            text = "disk cache %s: a prefix does not fit into a budget of %d bytes: only its first %d bytes are stored"
+            logger.warning(text, self.folder.path, self.max_bytes, kept)
+
+
+def _reached(job: WriteJob, there: Collection[bytes]) -> Sequence[bytes]:
+    """The path's blocks before the first that is neither there nor in the job: a look-up ends where one is missing."""
+    present = {*there, *job.keys}
+    return job.path[: next((i for i, key in enumerate(job.path) if key not in present), len(job.path))]
 
 
 def _keys(job: WriteJob) -> list[bytes]:
