@@ -152,15 +152,18 @@ def _answer_time(answer: Mapping[str, Any]) -> datetime | None:
 
 def _answer_tokens(usage: Mapping[str, Any]) -> Tokens:
     """Tokens of a `usage` object. OpenAI's and DeepSeek's prompts include the cached tokens, Anthropic's do not."""
-    prompt = usage.get("prompt_tokens", usage.get("input_tokens", 0)) or 0
+    prompt = usage.get("prompt_tokens")
     output = usage.get("completion_tokens", usage.get("output_tokens", 0)) or 0
     details = _object(usage, "prompt_tokens_details") | _object(usage, "input_tokens_details")
-    if "cache_read_input_tokens" in usage:
-        hit = usage["cache_read_input_tokens"] or 0
-        miss = prompt + (usage.get("cache_creation_input_tokens") or 0)
-    else:
-        hit = usage.get("prompt_cache_hit_tokens", details.get("cached_tokens", 0)) or 0
-        miss = prompt - hit
+    read = usage.get("cache_read_input_tokens")
+    if prompt is None and "cache_read_input_tokens" in usage:
+        hit = read or 0
+        miss = (usage.get("input_tokens") or 0) + (usage.get("cache_creation_input_tokens") or 0)
+    else:  # a proxy may add Anthropic's numbers to OpenAI's, which stay what they are
+        prompt = usage.get("input_tokens", 0) if prompt is None else prompt
+        found = (usage.get("prompt_cache_hit_tokens"), details.get("cached_tokens"), read)
+        hit = next((value for value in found if value is not None), 0)
+        miss = (prompt or 0) - hit
     outputs = _object(usage, "completion_tokens_details") | _object(usage, "output_tokens_details")
     tokens = Tokens(int(hit), int(miss), int(output), int(outputs.get("reasoning_tokens") or 0))
     if min(tokens.hit, tokens.miss, tokens.output) < 0 or tokens.reasoning > tokens.output:

@@ -21,7 +21,6 @@ from dsv4.server.inspection import inspection_router
 from dsv4.server.key_limits import KeyLimiter, KeyLimitMiddleware, KeyLimits
 from dsv4.server.keys import ApiKey, check_key
 from dsv4.server.metrics import metrics_router
-from dsv4.server.model_names import OFFICIAL_NAMES
 from dsv4.server.models import models_router
 from dsv4.server.origin import OriginMiddleware, OriginPolicy
 from dsv4.server.request_log import RequestIdMiddleware
@@ -40,7 +39,7 @@ def create_app(
     engine: Engine | Sequence[Engine],
     *,
     model_name: str | None = None,
-    aliases: Sequence[str] = OFFICIAL_NAMES,
+    aliases: Sequence[str] = (),
     api_keys: Sequence[str] = (),
     retired_models: bool = False,
     thinking: bool = True,
@@ -57,14 +56,14 @@ def create_app(
     """Create the server's ASGI application.
 
     `engine`: one for each model. `model_name`: of the first model (default: the engine's); `aliases`: further names of
-    the models, see served_models.py; `retired_models`: names that the hosted service has retired too. With `api_keys`
-    every path except the page and /health needs one of the keys. `thinking`: the default for requests that do not set
-    it. `share_prefixes`: who shares stored prefixes ("all", "key", "user"). `origins`: the allowed web pages (default:
-    the policy of a server on 127.0.0.1). `drain`: lets the caller shut the server down. `responses`: the store of the
-    Responses API (default: in memory). `ledger`: keeps every request's usage. The caller closes engines, store and
-    ledger. `key_limits`: of every API key that has none of its own. `turn_memory_bytes`: bound on the turns that are
-    remembered, see conversation/said_turns.py. `log_prompts`: they are logged, at level INFO. There are no
-    documentation routes: their pages load code from other hosts.
+    it; `retired_models`: names that the hosted service has retired are known too. With `api_keys` every path except the
+    page and /health needs one of the keys. `thinking`: the default for requests that do not set it. `share_prefixes`:
+    who shares stored prefixes ("all", "key", "user"). `origins`: the allowed web pages (default: the policy of a server
+    on 127.0.0.1). `drain`: lets the caller shut the server down. `responses`: the store of the Responses API (default:
+    in memory). `ledger`: keeps every request's usage. The caller closes engines, store and ledger. `key_limits`: of
+    every API key that has none of its own. `turn_memory_bytes`: bound on the turns that are remembered, see
+    conversation/said_turns.py. `log_prompts`: they are logged, at level INFO. There are no documentation routes: their
+    pages load code from other hosts.
     """
     app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=openapi.PATH)
     drain = drain or Drain()

@@ -76,6 +76,14 @@ class CompletionRequest(WireRequest):
     def cache_salt(self) -> str | None:
         return self.salt
 
+    @property
+    def answers_per_prompt(self) -> int:
+        return self.body.num_candidates
+
+    @property
+    def prompt_only(self) -> bool:
+        return self.body.max_tokens == 0  # with echo, which read_completion_body has checked
+
     def turn(self, model: ConversationModel) -> Turn:
         return self.turns(model)[0]
 
@@ -97,18 +105,17 @@ class CompletionRequest(WireRequest):
         tally, head = Tally(len(turns)), answer_head(answer_id, self.model)
         options = self.body.stream_options
         readers: list[CompletionReader] = []
-        for index, turn in enumerate(turns):
-            place, candidate = divmod(index, self.body.num_candidates)
+        for index, (turn, count) in enumerate(zip(turns, self.prompt_counts(turns), strict=True)):
             readers.append(
                 CompletionReader(
                     head,
                     index,
                     model.vocabulary,
                     tally,
-                    num_prompt_tokens=0 if candidate else len(turn.prompt_token_ids),
+                    num_prompt_tokens=count,
                     wants_logprobs=self.body.logprobs is not None,
                     include_usage=options is not None and options.include_usage is True,
-                    echo=self._echo(model, place, turn),
+                    echo=self._echo(model, index // self.answers_per_prompt, turn),
                 )
             )
         return readers
@@ -159,11 +166,11 @@ class CompletionRequest(WireRequest):
     def _echo(self, model: ConversationModel, place: int, turn: Turn) -> Echo | None:
         if not self.body.echo:
             return None
-        prompt, only = self.body.prompts[place], self.body.max_tokens == 0
+        prompt = self.body.prompts[place]
         if isinstance(prompt, str):
-            return Echo(prompt, turn.prompt_token_ids[1:], only)
+            return Echo(prompt, turn.prompt_token_ids[1:], self.prompt_only)
         known = [token for token in prompt if token < model.vocabulary.size]
-        return Echo(model.prompts.tokenizer.decode(known), turn.prompt_token_ids, only)
+        return Echo(model.prompts.tokenizer.decode(known), turn.prompt_token_ids, self.prompt_only)
 
 
 def _bias(given: dict[str, float] | None, num_ids: int) -> dict[int, float] | None:

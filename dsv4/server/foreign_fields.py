@@ -67,7 +67,7 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
         "logit_bias": "this server adds no bias to logits here",
         "instructions": "send them in `system`",
         "stop": "name stop strings in `stop_sequences`",
-        "continue_final_message": "a last message of the assistant is continued",
+        "continue_final_message": "this API continues no answer; `prefix` in Chat Completions does",
     },
     "responses": _OF_CHATS
     | _grammars("ask for JSON of a schema with `text.format`", "response_format", "output_format")

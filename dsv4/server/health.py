@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query
 from starlette.responses import JSONResponse, Response
 
 from dsv4.engine import EngineError, QueueFullError
-from dsv4.engine.errors import PromptRefusedError
+from dsv4.engine.errors import PromptRefusedError, QueueTimeoutError
 from dsv4.engine.interface import Engine
 from dsv4.engine.process.client import EngineCrashedError
 from dsv4.engine.sampling_params import SamplingParams
@@ -21,9 +21,10 @@ from dsv4.server.errors import retry_after
 from dsv4.server.loading_app import RETRY_SECONDS
 from dsv4.server.openapi import operation
 from dsv4.server.schemas import Health
-from dsv4.server.served_models import ServedModels
+from dsv4.server.served_models import ServedModel, ServedModels
 
 DEEP_SECONDS = 30.0  # a step of a large model on a CPU may take half of it
+MIN_SECONDS, MAX_SECONDS = 1.0, 600.0  # that a caller may wait
 _POLL_SECONDS = 0.05
 _OPERATION = operation(None, Health, unavailable=Health, tag="health")
 
@@ -33,47 +34,65 @@ class DeepCheck:
 
     def __init__(self, models: ServedModels) -> None:
         self._models = models
-        self._running: asyncio.Task[dict[str, Any]] | None = None
+        self._running: dict[str, asyncio.Task[dict[str, Any] | None]] = {}
 
     async def run(self, seconds: float) -> dict[str, Any]:
         """State of each model by name: `status`, and the `seconds` that it took. See `check_engine`."""
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._check(seconds))
-        return await asyncio.shield(self._running)
-
-    async def _check(self, seconds: float) -> dict[str, Any]:
         models = list(self._models)
-        states = await asyncio.gather(*(check_engine(model.engine, seconds) for model in models))
+        states = await asyncio.gather(*(self._wait(model, seconds) for model in models))
         return {model.name: state for model, state in zip(models, states, strict=True)}
 
+    async def _wait(self, model: ServedModel, seconds: float) -> dict[str, Any]:
+        """State of a model. A caller that waits no longer judges by the steps of its own time; the check goes on.
 
-async def check_engine(engine: Engine, seconds: float) -> dict[str, Any]:
-    """Computes a token within `seconds`: "ok"; "error" for an engine that has stopped.
+        A token that had no turn within the time is no fault of an engine that took steps meanwhile: "busy", else
+        "stuck".
+        """
+        began, steps = time.monotonic(), model.engine.num_steps
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while (state := await asyncio.shield(self._shared(model))) is None:
+                    pass
+                return state
+        return _state("busy" if model.engine.num_steps > steps else "stuck", began)
 
-    A token that had no turn within the time is no fault of an engine that took steps meanwhile: "busy", else "stuck".
+    def _shared(self, model: ServedModel) -> asyncio.Task[dict[str, Any] | None]:
+        running = self._running.get(model.name)
+        if running is None or running.done():
+            running = self._running[model.name] = asyncio.create_task(check_engine(model.engine))
+        return running
+
+
+async def check_engine(engine: Engine) -> dict[str, Any] | None:
+    """Computes a token: "ok"; "busy" if it may not wait and the engine takes steps; "error" if the engine has stopped.
+
+    None after MAX_SECONDS.
     """
-    began, steps = time.monotonic(), engine.num_steps
-    status, error = "ok", None
+    began = time.monotonic()
     params = SamplingParams(max_tokens=1, temperature=0.0, cache_salt="dsv4: deep health check")
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(MAX_SECONDS):
             try:
                 # In a thread: an engine in another process is waited for.
                 start = partial(engine.stream, [engine.llm.config.bos_token_id], params)
                 async with contextlib.aclosing(await asyncio.to_thread(start)) as events:
                     async for _ in events:
                         pass
-            except QueueFullError:
+            except (QueueFullError, QueueTimeoutError):
+                steps = engine.num_steps
                 while engine.num_steps == steps:
                     engine.check()
                     await asyncio.sleep(_POLL_SECONDS)
-                status = "busy"
+                return _state("busy", began)
     except TimeoutError:
-        status = "busy" if engine.num_steps > steps else "stuck"
+        return None
     except (EngineError, PromptRefusedError) as stopped:
-        status, error = "error", str(stopped)
-    state: dict[str, Any] = {"status": status, "seconds": round(time.monotonic() - began, 3)}
-    return state if error is None else state | {"error": error}
+        return _state("error", began) | {"error": str(stopped)}
+    return _state("ok", began)
+
+
+def _state(status: str, began: float) -> dict[str, Any]:
+    return {"status": status, "seconds": round(time.monotonic() - began, 3)}
 
 
 def health_router(models: ServedModels, drain: Drain) -> APIRouter:
@@ -105,7 +124,8 @@ def health_router(models: ServedModels, drain: Drain) -> APIRouter:
 
     @router.get("/health", **_OPERATION)
     async def health(
-        deep_wanted: bool = Query(False, alias="deep"), seconds: float = Query(DEEP_SECONDS, gt=0, le=600)
+        deep_wanted: bool = Query(False, alias="deep"),
+        seconds: float = Query(DEEP_SECONDS, ge=MIN_SECONDS, le=MAX_SECONDS),
     ) -> JSONResponse:
         """200 while requests are accepted, 503 if an engine has failed (with the reason) or the server is draining.
 
@@ -117,7 +137,7 @@ def health_router(models: ServedModels, drain: Drain) -> APIRouter:
 
     @router.get("/health/deep", **_OPERATION)
     async def deep_health(
-        seconds: float = Query(DEEP_SECONDS, gt=0, le=600),
+        seconds: float = Query(DEEP_SECONDS, ge=MIN_SECONDS, le=MAX_SECONDS),
     ) -> JSONResponse:
         """The same as /health?deep=1."""
         return await deep(seconds)

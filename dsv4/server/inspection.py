@@ -2,13 +2,14 @@
 
 ID is the answer's own, as in `id` of Chat Completions. The first names the answer's tokens, the second traces one:
 POSITION counts from the prompt's first token, and the trace is of the computation that read the token there and chose
-the next one. Traces are computed anew by `AsyncEngine.trace`; requests go on meanwhile.
+the next one. Traces are computed anew by `AsyncEngine.trace`, one at a time; requests go on meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -19,7 +20,8 @@ from dsv4.config import COMPRESSION_KINDS, WINDOW
 from dsv4.engine.interface import MAX_TRACED_TOKENS
 from dsv4.model.token_trace import LayerTrace, TokenTrace
 from dsv4.server.delivery import Delivery, JsonWhenReady
-from dsv4.server.errors import RequestError
+from dsv4.server.errors import RequestError, retry_after
+from dsv4.server.key_limits import BUSY_SECONDS
 from dsv4.server.openapi import operation
 from dsv4.server.recent_answers import RecentAnswer
 from dsv4.server.schemas import Inspection, TracedToken
@@ -30,10 +32,34 @@ from dsv4.server.users import key_of
 from dsv4.tokenizer import Tokenizer
 
 DIGITS = 6  # of weights and scores
+MAX_TRACES = 4  # that wait or run: an engine computes one at a time
+
+
+class Traces:
+    """The clients whose traces wait or run. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._clients: set[str] = set()
+
+    @contextlib.contextmanager
+    def place(self, client: str) -> Generator[None, None, None]:
+        """Context of a client's trace. RequestError 429 if another of its traces is open, 503 if too many are."""
+        if client in self._clients:
+            message = "A token is being traced for you. Please wait for its trace to end."
+            raise RequestError(429, message, headers=retry_after(BUSY_SECONDS))
+        if len(self._clients) >= MAX_TRACES:
+            message = f"{MAX_TRACES} tokens are being traced, which is the most at a time"
+            raise RequestError(503, message, headers=retry_after(BUSY_SECONDS))
+        self._clients.add(client)
+        try:
+            yield
+        finally:
+            self._clients.remove(client)
 
 
 def inspection_router(service: ChatService, delivery: Delivery) -> APIRouter:
     router = APIRouter()
+    traces = Traces()
 
     def find(request: Request, answer_id: str) -> RecentAnswer:
         answer = service.recent.find(answer_id, key_of(request.scope))
@@ -62,15 +88,21 @@ def inspection_router(service: ChatService, delivery: Delivery) -> APIRouter:
         token_ids = [*answer.prompt, *answer.answer][: int(position) + 1]
 
         async def trace() -> str:
-            try:
-                found = await served.engine.trace(token_ids)
-            except ValueError as error:
-                raise RequestError(400, str(error)) from error
+            with traces.place(_client(request)):
+                try:
+                    found = await served.engine.trace(token_ids)
+                except ValueError as error:
+                    raise RequestError(400, str(error)) from error
             return json.dumps(_trace(found, served.conversation.vocabulary.tokenizer), separators=(",", ":"))
 
         return JsonWhenReady(trace, delivery)
 
     return router
+
+
+def _client(request: Request) -> str:
+    """Whose trace it is: the key's, or without keys that of the client's address."""
+    return key_of(request.scope) or (request.client.host if request.client is not None else "")
 
 
 def _summary(served: ServedModel, answer_id: str, answer: RecentAnswer) -> Json:

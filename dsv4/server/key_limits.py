@@ -100,14 +100,14 @@ class KeyLimiter:
 
 
 class KeyLimitMiddleware:
-    """Counts the open POST requests of each key; others compute nothing. Runs behind the check of keys."""
+    """Counts the open requests of each key that compute: POST, and traces. Runs behind the check of keys."""
 
     def __init__(self, app: ASGIApp, limiter: KeyLimiter) -> None:
         self.app = app
         self.limiter = limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        key = key_of(scope) if scope["type"] == "http" and scope["method"] == "POST" else ""
+        key = key_of(scope) if scope["type"] == "http" and _computes(scope) else ""
         if not key:
             await self.app(scope, receive, send)
             return
@@ -120,3 +120,8 @@ class KeyLimitMiddleware:
             await self.app(scope, receive, send)
         finally:
             self.limiter.leave(key)
+
+
+def _computes(scope: Scope) -> bool:
+    """True for a POST request, and for one to /inspect/ID/POSITION."""
+    return scope["method"] == "POST" or (scope["path"].startswith("/inspect/") and scope["path"].count("/") > 2)

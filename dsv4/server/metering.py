@@ -38,9 +38,11 @@ class Meter:
         num_prompt_tokens: Sequence[int],
         end_of_reasoning: int | None,
         limiter: KeyLimiter | None = None,
+        prompt_only: bool = False,
     ) -> None:
         """`num_prompt_tokens`: of each answer of the job, 0 for a further one to a prompt. `end_of_reasoning`: id of
-        the token that ends the reasoning; None for answers without it. `limiter`: of the client's key.
+        the token that ends the reasoning; None for answers without it. `limiter`: of the client's key. `prompt_only`:
+        the answers' tokens do not count.
         """
         self._limiter = limiter
         self._take(sum(num_prompt_tokens), client.key)
@@ -53,7 +55,8 @@ class Meter:
         self._started = time.monotonic()
         self._reasons = [end_of_reasoning is not None] * len(num_prompt_tokens)
         self._hit = self._miss = self._output = self._reasoning = 0
-        self._finish_reason: str | None = None
+        self._finish_reasons: list[str | None] = [None] * len(num_prompt_tokens)
+        self._prompt_only = prompt_only
 
     def _take(self, tokens: int, key: str | None) -> None:
         if self._limiter is not None and key is not None:
@@ -61,18 +64,20 @@ class Meter:
 
     def count(self, event: TokenEvent, place: int = 0) -> None:
         """Adds the tokens of an event of answer `place`."""
-        self._take(len(event.token_ids), self._client.key)
+        self._finish_reasons[place] = event.finish_reason
         prompt = self._num_prompt_tokens[place]
         if prompt:
             self._hit += event.cached_tokens
             self._miss += prompt - event.cached_tokens
             self._num_prompt_tokens[place] = 0
+        if self._prompt_only:
+            return
+        self._take(len(event.token_ids), self._client.key)
         if self._reasons[place]:
             end = self._end_of_reasoning
             self._reasons[place] = end not in event.token_ids
             self._reasoning += len(event.token_ids) if self._reasons[place] else event.token_ids.index(cast(int, end))
         self._output += len(event.token_ids)
-        self._finish_reason = event.finish_reason
 
     @property
     def tokens(self) -> Tokens:
@@ -90,14 +95,17 @@ class Meter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            reason = self._finish_reason or "stop"  # a stop string or the end of a call may precede the last token
-        elif issubclass(kind, (GeneratorExit, asyncio.CancelledError)):
-            reason = self._finish_reason or "cancelled"
-        else:
-            reason = "error"
         if self._ledger is not None:
-            self._ledger.add(self._record(reason))
+            self._ledger.add(self._record(self._finish_reason(kind)))
+
+    def _finish_reason(self, kind: type[BaseException] | None) -> str:
+        """Of all answers together, after an exception of this kind."""
+        reasons = self._finish_reasons
+        if kind is not None and not issubclass(kind, (GeneratorExit, asyncio.CancelledError)):
+            return "error"
+        if kind is not None and None in reasons:
+            return "cancelled"
+        return "length" if "length" in reasons else "stop"  # None: a stop string or the end of a call came before
 
     def _record(self, finish_reason: str) -> UsageRecord:
         tokens, client = self.tokens, self._client

@@ -63,15 +63,15 @@ def shown_name(name: str, own_names: Sequence[str]) -> str:
     return "deepseek-flash" if name not in own_names and _is_flash(name) else name
 
 
-def model_for(name: str, own_names: Sequence[str]) -> int:
-    """Index of the served model that answers to a name.
+def model_for(name: str, own_names: Sequence[str], aliases: Sequence[str] = ()) -> int:
+    """Index of the served model that answers to a name. `aliases`: further names of the first.
 
     A hosted or claude-* name that is not a model's own belongs to a family, Pro (claude-opus-* too) or Flash: the first
     model whose own name has the family's word in it answers, else the first of all, as for any other name.
     """
     if name in own_names:
         return own_names.index(name)
-    if not name.startswith(("deepseek-", "claude-")):
+    if name in aliases or not name.startswith(("deepseek-", "claude-")):
         return 0
     family = "pro" if "pro" in name.split("-") or name.startswith("claude-opus") else "flash"
     return next((i for i, own in enumerate(own_names) if family in own.lower()), 0)

@@ -32,6 +32,9 @@ PRAGMA user_version = {_VERSION};
 """
 
 
+Row = tuple[str, str, str | None]  # response, items, previous
+
+
 class NotStoredError(LookupError):
     """There is no response of this id, or it is someone else's."""
 
@@ -47,6 +50,10 @@ class StoredResponse:
     response: Json
     items: list[Json]
     previous: str | None
+
+    @classmethod
+    def of(cls, row: Row) -> StoredResponse:
+        return cls(json.loads(row[0]), json.loads(row[1]), row[2])
 
     @property
     def output(self) -> list[Json]:
@@ -119,18 +126,19 @@ class ResponseStore:
     def get(self, owner: str, response_id: str) -> StoredResponse:
         """Raises NotStoredError."""
         with self._lock:
-            return self._get(owner, response_id)
+            row = self._get(owner, response_id)
+        return StoredResponse.of(row)
 
     def chain(self, owner: str, response_id: str) -> list[StoredResponse]:
         """A response and all that it continues, the first one first; all count as used. Raises NotStoredError."""
-        found: list[StoredResponse] = []
+        found: list[Row] = []
         with self._lock, self._database as database:
             used, following = self._next_use(), cast("str | None", response_id)
             while following is not None:
                 found.append(self._get(owner, following))
                 database.execute("UPDATE responses SET used = ? WHERE id = ?", (used, following))
-                following = found[-1].previous
-        return found[::-1]
+                following = found[-1][2]
+        return [StoredResponse.of(row) for row in found[::-1]]  # without the lock: `save` may not wait for long texts
 
     def delete(self, owner: str, response_id: str) -> None:
         """Raises NotStoredError. Responses that continue it cannot be continued any more."""
@@ -139,12 +147,12 @@ class ResponseStore:
             if database.execute(statement, (response_id, owner)).rowcount == 0:
                 raise NotStoredError(response_id)
 
-    def _get(self, owner: str, response_id: str) -> StoredResponse:
+    def _get(self, owner: str, response_id: str) -> Row:
         statement = "SELECT response, items, previous FROM responses WHERE id = ? AND owner = ?"
         row = self._database.execute(statement, (response_id, owner)).fetchone()
         if row is None:
             raise NotStoredError(response_id)
-        return StoredResponse(json.loads(row[0]), json.loads(row[1]), row[2])
+        return row
 
     def _next_use(self) -> int:
         return cast(int, self._one("SELECT coalesce(max(used), 0) + 1 FROM responses")[0])

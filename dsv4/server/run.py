@@ -110,7 +110,6 @@ def _make_app(
 ) -> ASGIApp:
     from dsv4.server.app import create_app
     from dsv4.server.key_limits import KeyLimits
-    from dsv4.server.model_names import OFFICIAL_NAMES
     from dsv4.server.origin import OriginPolicy
 
     origins = OriginPolicy(
@@ -131,7 +130,7 @@ def _make_app(
         responses=responses,
         ledger=ledger,
         key_limits=KeyLimits(config.max_requests_per_key, config.tokens_per_minute_per_key),
-        aliases=(*config.model_aliases, *OFFICIAL_NAMES),
+        aliases=config.model_aliases,
         turn_memory_bytes=config.turn_memory_bytes,
     )
 

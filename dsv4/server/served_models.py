@@ -33,16 +33,15 @@ class ServedModel:
 class ServedModels:
     """At least one model. The first answers where a name does not say which."""
 
-    def __init__(
-        self, models: Sequence[ServedModel], aliases: Sequence[str] = OFFICIAL_NAMES, retired: bool = False
-    ) -> None:
-        """`aliases`: further names, distributed by family (`model_names.model_for`); `retired`: the hosted service's
-        retired names too. ValueError for two models of one name.
+    def __init__(self, models: Sequence[ServedModel], aliases: Sequence[str] = (), retired: bool = False) -> None:
+        """`aliases`: further names of the first model. The hosted service's names are distributed by family
+        (`model_names.model_for`), with `retired` those that it has retired too. ValueError for two models of one name.
         """
         self._models = tuple(models)
-        self._own = [model.name for model in models]
+        self._own, self._aliases = [model.name for model in models], tuple(aliases)
         check_names(self._own)
-        self.names = list(dict.fromkeys([*self._own, *aliases, *(RETIRED_NAMES if retired else ())]))
+        hosted = (*OFFICIAL_NAMES, *(RETIRED_NAMES if retired else ()))
+        self.names = list(dict.fromkeys([*self._own, *aliases, *hosted]))
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models)
@@ -53,11 +52,11 @@ class ServedModels:
 
     def find(self, name: str) -> ServedModel:
         """The model that answers to a name that requests may use."""
-        return self._models[model_for(name, self._own)]
+        return self._models[model_for(name, self._own, self._aliases)]
 
     def shown(self, name: str) -> str:
         """Name in the answer to a request for `name`."""
-        return shown_name(name, self._own)
+        return shown_name(name, [*self._own, *self._aliases])
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -138,16 +138,22 @@ class ChatService:
             field = "tools" if error.field == "tools" else wire_format.format_field
             raise RequestError(400, f"Invalid schema for {field}: {error.reason}", param=field) from error
         client = Client(wire_format.name, request.model, key, request.user)
-        meter = self._meter(answer_id, client, conversation, turns)
+        meter = self._meter(request, answer_id, client, conversation, turns)
         first = self.recent.begin(answer_id, served.name, key or "", turns[0].prompt_token_ids)
         recent = [first, *[None] * (len(turns) - 1)]
         return Job(wire_format, answer_id, request, tuple(map(Part, turns, readers, events, recent)), meter)
 
-    def _meter(self, answer_id: str, client: Client, conversation: ConversationModel, turns: Sequence[Turn]) -> Meter:
+    def _meter(
+        self,
+        request: WireRequest,
+        answer_id: str,
+        client: Client,
+        conversation: ConversationModel,
+        turns: Sequence[Turn],
+    ) -> Meter:
         end = conversation.prompts.tokenizer.special_id(END_THINK) if thinks(turns[0].parsing) else None
-        prompts = [turn.prompt_token_ids for turn in turns]
-        counts = [0 if prompt in prompts[:i] else len(prompt) for i, prompt in enumerate(prompts)]
-        return Meter(self._ledger, answer_id, client, counts, end, self._limiter)
+        counts = request.prompt_counts(turns)
+        return Meter(self._ledger, answer_id, client, counts, end, self._limiter, request.prompt_only)
 
     def count_tokens(self, wire_format: WireFormat, body: bytes, key: str | None = None) -> int:
         """Number of tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""

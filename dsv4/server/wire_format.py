@@ -81,6 +81,20 @@ class WireRequest(ABC):
         """One turn per answer of the request; most formats have one."""
         return [self.turn(model)]
 
+    @property
+    def answers_per_prompt(self) -> int:
+        """Successive turns that have the same prompt, which counts once."""
+        return 1
+
+    @property
+    def prompt_only(self) -> bool:
+        """True: what the model writes is not shown and does not count."""
+        return False
+
+    def prompt_counts(self, turns: Sequence[Turn]) -> list[int]:
+        """Tokens of each turn's prompt as they count: 0 for a further answer to a prompt."""
+        return [0 if i % self.answers_per_prompt else len(turn.prompt_token_ids) for i, turn in enumerate(turns)]
+
     @abstractmethod
     def count_tokens(self, model: ConversationModel) -> int:
         """Number of tokens of the rendered prompt, without a limit."""

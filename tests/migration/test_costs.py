@@ -117,6 +117,23 @@ def test_jsonl_of_every_vendors_answers(tmp_path: Path) -> None:
     assert costs(path)[0].undated == 1
 
 
+def test_cached_tokens_in_the_fields_of_two_vendors_count_once(tmp_path: Path) -> None:
+    """As LiteLLM answers for Anthropic's models, and with one of the fields only."""
+    both = {
+        "prompt_tokens": 100,
+        "completion_tokens": 5,
+        "total_tokens": 105,
+        "prompt_tokens_details": {"cached_tokens": 80},
+        "cache_read_input_tokens": 80,
+        "cache_creation_input_tokens": 0,
+    }
+    one = {name: value for name, value in both.items() if name != "prompt_tokens_details"}
+    path = tmp_path / "answers.jsonl"
+    for usage in (both, one):
+        path.write_text(json.dumps({"model": "deepseek-v4-pro", "usage": usage}))
+        assert costs(path)[0].tokens == Tokens(80, 20, 5)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

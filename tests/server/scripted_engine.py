@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from dsv4.engine import LLM, SamplingParams
+from dsv4.engine import LLM, SamplingParams, async_engine
 from dsv4.engine.constraint import Constraint
 from dsv4.engine.grammar import GrammarCompiler
 from dsv4.model.batch import RaggedBatch
+from dsv4.model.token_trace import TokenTrace
 
 from .scripted_model import ScriptedCache, ScriptedModel
 
@@ -58,6 +59,22 @@ def slow_to_compile(folder: Path, seconds: float) -> LLM:
         return compile_now(self, params)
 
     GrammarCompiler.compile = compile_later  # the process ends with the engine
+    return scripted_llm(folder, {})
+
+
+class EndlessTracing:
+    """Tracing that ends for one token only."""
+
+    def __init__(self, model: object, token_ids: list[int], *_: object) -> None:
+        self.ends = len(token_ids) == 1
+
+    def step(self) -> TokenTrace | None:
+        time.sleep(0.01)
+        return TokenTrace(0, [], [], {}) if self.ends else None
+
+
+def endless_to_trace(folder: Path) -> LLM:
+    async_engine.Tracing = EndlessTracing  # type: ignore[misc,assignment] # the process ends with the engine
     return scripted_llm(folder, {})
 
 

@@ -35,7 +35,14 @@ from dsv4.engine.process.restarts import RestartPolicy
 from dsv4.server.loading import load_llm
 
 from .conftest import Served, serving
-from .scripted_engine import killed_while_it_loads, loads_once, scripted_llm, slow_to_compile, slow_to_load
+from .scripted_engine import (
+    endless_to_trace,
+    killed_while_it_loads,
+    loads_once,
+    scripted_llm,
+    slow_to_compile,
+    slow_to_load,
+)
 from .test_drain import Reader, process_serving
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
@@ -423,3 +430,19 @@ def test_a_lasting_error_does_not_gather_frames(folder: Path) -> None:
             with pytest.raises(EngineError, match="is not started again"):
                 engine.check()
         assert len(list(traceback.walk_tb(cast(BaseException, engine.error).__traceback__))) <= 3
+
+
+def test_cancelled_traces_stop_in_the_process_too(folder: Path) -> None:
+    """One that runs and one that waits for it."""
+
+    async def trace_after_others(engine: EngineProcess) -> int:
+        others = [asyncio.create_task(engine.trace([1, 2])) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        for other in others:
+            other.cancel()
+        await asyncio.wait(others)
+        assert all(other.cancelled() for other in others)
+        return (await asyncio.wait_for(engine.trace([1]), HANG / 2)).position
+
+    with engine_of(partial(endless_to_trace, folder)) as engine:
+        assert run(trace_after_others(engine)) == 0

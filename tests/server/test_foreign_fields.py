@@ -97,6 +97,7 @@ def test_own_switches_count_before_those_of_others(server: Any) -> None:
         (MESSAGES, {"stop_token_ids": [1]}, "stop_token_ids", "strings only"),
         (MESSAGES, {"functions": [{"name": "f"}]}, "functions", "`tools`"),
         (MESSAGES, {"reasoning_effort": 3}, "reasoning_effort", "a text"),
+        (MESSAGES, {"continue_final_message": True}, "continue_final_message", "`prefix` in Chat Completions"),
         (RESPONSES, {"thinking": True}, "thinking", "disabled"),
         (RESPONSES, {"system": "be kind"}, "system", "`instructions`"),
         (RESPONSES, {"output_config": {"format": {"type": "json_schema"}}}, "output_config.format", "`text.format`"),

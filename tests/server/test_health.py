@@ -56,9 +56,20 @@ def test_a_model_that_does_not_move_is_stuck_within_the_deadline(serve, model) -
     model.seconds_of_prefill = model.seconds_per_step = 5.0
     with serve(model) as served:
         start = time.monotonic()
-        response = deep(served, seconds=0.3)
+        response = deep(served, seconds=1)
         assert time.monotonic() - start < 4.0
         assert response.status_code == 503 and response.json()["status"] == "stuck"
+
+
+def test_a_caller_that_waits_no_longer_decides_for_no_other(serve, model) -> None:
+    model.seconds_of_prefill = model.seconds_per_step = 2.5
+    with serve(model) as served, ThreadPoolExecutor(2) as threads:
+        hasty = threads.submit(deep, served, seconds=1)
+        served.wait_until_running(1)
+        patient = threads.submit(deep, served)
+        assert hasty.result().json()["status"] == "stuck"
+        assert patient.result().json()["status"] == "ok"
+        assert model.num_sampled == 1
 
 
 def test_a_busy_server_is_healthy(serve, model) -> None:
@@ -78,7 +89,7 @@ def test_a_busy_server_is_healthy(serve, model) -> None:
             threads.submit(ask)
             served.wait_until_running(1)
             for _ in range(2):  # with a place in the queue, then without
-                response = deep(served, seconds=0.5)
+                response = deep(served, seconds=1)
                 state = response.json()
                 assert response.status_code == 200, state
                 assert (state["status"], state["models"]["tiny"]["status"]) == ("ok", "busy")
@@ -92,7 +103,7 @@ def test_a_busy_server_is_healthy(serve, model) -> None:
 
 
 def test_a_wrong_deadline_is_refused(server) -> None:
-    for seconds in ("0", "-1", "x", "601"):
+    for seconds in ("0", "0.9", "-1", "x", "601"):
         response = deep(server, seconds=seconds)
         assert response.status_code == 400, response.text
         assert response.json()["error"]["param"] == "seconds"

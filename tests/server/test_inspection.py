@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
@@ -11,11 +15,15 @@ from pydantic import BaseModel
 
 from dsv4.engine import LLM, TokenEvent
 from dsv4.engine.draft_length import FixedLength
+from dsv4.model.token_trace import TokenTrace
 from dsv4.model_folder import resolve_model
+from dsv4.server.inspection import MAX_TRACES
+from dsv4.server.key_limits import KeyLimits
 from dsv4.server.recent_answers import RecentAnswers
 from dsv4.server.schemas import Inspection, TracedToken
-from tests.server.conftest import Served, serving
+from tests.server.conftest import ScriptedModel, Served, serving
 
+CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "deepseek-v4-flash", "messages": [{"role": "user", "content": "What is 12 + 30?"}]}
 
 
@@ -28,6 +36,13 @@ def nano() -> Iterator[Served]:
 def extra_fields(model: type[BaseModel], answer: dict[str, Any]) -> set[str]:
     """Fields of a valid answer that its schema does not describe."""
     return set(model.model_validate(answer).model_extra or {})
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def client(served: Served, key: str = "sk-1") -> Any:
@@ -107,6 +122,59 @@ def test_wrong_positions_are_refused(nano: Served, position: str) -> None:
     answer = http.post("/v1/chat/completions", json=ASK | {"max_tokens": 3}).json()
     refused = http.get(f"/inspect/{answer['id']}/{position}")
     assert refused.status_code == 400 and "allowed: 0 to" in refused.json()["error"]["message"]
+
+
+def test_a_client_has_one_trace_and_all_have_a_few(
+    model: ScriptedModel, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, open_traces = ["sk-1", "sk-2", "sk-3", "sk-4", "sk-5"], list[int]()
+
+    async def endless(token_ids: list[int]) -> TokenTrace:
+        open_traces.append(len(token_ids))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            open_traces.pop()
+        raise AssertionError
+
+    with serve(model, api_keys=keys, key_limits=KeyLimits(max_requests=2)) as served, contextlib.ExitStack() as stack:
+        real = served.engine.trace
+        monkeypatch.setattr(served.engine, "trace", endless)
+        paths = {key: f"/inspect/{client(served, key).post(CHAT, json=ASK).json()['id']}/0" for key in keys}
+
+        for number, key in enumerate(keys[:MAX_TRACES], 1):
+            connection = HTTPConnection(served.url.removeprefix("http://"))
+            stack.callback(connection.close)
+            connection.request("GET", paths[key], headers={"Authorization": f"Bearer {key}"})
+            wait_until(lambda number=number: len(open_traces) == number)
+        for key, status in ((keys[0], 429), (keys[-1], 503)):
+            refused = client(served, key).get(paths[key])
+            assert refused.status_code == status and refused.headers["retry-after"] == "1", refused.text
+            assert "being traced" in refused.json()["error"]["message"]
+        assert client(served).post(CHAT, json=ASK).status_code == 200, "its second open request"
+        stack.close()
+        wait_until(lambda: not open_traces)
+        monkeypatch.setattr(served.engine, "trace", real)
+        assert "cannot be traced" in client(served).get(paths["sk-1"]).json()["error"]["message"]
+
+
+def test_a_trace_is_one_of_the_requests_of_its_key(
+    model: ScriptedModel, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(model, api_keys=["sk-1"], key_limits=KeyLimits(max_requests=1)) as served:
+        http, statuses = client(served), list[int]()
+        answer = http.post(CHAT, json=ASK).json()["id"]
+
+        async def meanwhile(token_ids: list[int]) -> TokenTrace:
+            looks = (("POST", CHAT), ("GET", f"/inspect/{answer}/0"), ("GET", f"/inspect/{answer}"))
+            for method, path in () if statuses else looks:
+                response = await asyncio.to_thread(client(served).request, method, path, json=ASK)
+                statuses.append(response.status_code)
+            return TokenTrace(0, [], [], {})
+
+        monkeypatch.setattr(served.engine, "trace", meanwhile)
+        assert http.get(f"/inspect/{answer}/0").status_code == 200
+        assert statuses == [429, 429, 200]
 
 
 def test_unknown_answers_and_models_without_layers(server: Served) -> None:

@@ -90,7 +90,8 @@ def test_retired_ids_think_as_they_did_where_they_are_allowed(serve, model) -> N
 def test_aliases_are_further_ids(serve, model) -> None:
     with serve(model, aliases=["gpt-5"]) as served:
         assert chat(served, "gpt-5").model == "gpt-5"
-        assert [known.id for known in served.openai().models.list()] == ["tiny", "gpt-5"]
+        listed = ["tiny", "gpt-5", "deepseek-flash", "deepseek-v4-pro", "deepseek-v4-flash"]
+        assert [known.id for known in served.openai().models.list()] == listed
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,14 @@ def test_aliases_are_further_ids(serve, model) -> None:
 )
 def test_a_name_goes_to_the_model_of_its_family(names: list[str], asked: str, index: int) -> None:
     assert model_for(asked, names) == index
+
+
+@pytest.mark.parametrize("alias", ["deepseek-r1", "deepseek-v4-flash", "claude-haiku-4-5"])
+def test_an_alias_is_an_id_of_the_first_model_whatever_its_family(alias: str) -> None:
+    models = [ServedModel(name, None, None) for name in ("DeepSeek-V4-Pro", "DeepSeek-V4-Flash")]
+    found = ServedModels(models, aliases=[alias])
+    assert (found.find(alias).name, found.shown(alias)) == ("DeepSeek-V4-Pro", alias)
+    assert found.find("deepseek-flash").name == "DeepSeek-V4-Flash"
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,26 @@ def test_a_file_outlives_the_server_and_is_private(model, serve, tmp_path: Path)
                 assert "One?" in prompt(served)
         store.close()
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+
+
+def test_a_response_is_stored_while_others_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ResponseStore()
+    store.save("me", response("a"), "[]", None)
+    store.save("me", response("b"), "[]", "a")
+    parse, saved = json.loads, list[bool]()
+
+    with ThreadPoolExecutor(1) as threads:
+
+        def save_and_parse(text: str) -> Any:
+            name = f"meanwhile {len(saved)}"
+            saved.append(threads.submit(store.save, "me", response(name), "[]", None).result(10))
+            return parse(text)
+
+        monkeypatch.setattr("dsv4.server.response_store.json.loads", save_and_parse)
+        assert [found.response["id"] for found in store.chain("me", "b")] == ["a", "b"]
+        assert store.get("me", "b").previous == "a"
+    assert saved == [True] * 6
+    store.close()
 
 
 def test_the_store_is_bounded_and_drops_what_was_not_used_for_longest() -> None:

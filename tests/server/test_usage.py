@@ -15,6 +15,7 @@ import pytest
 
 from dsv4.engine import LLM
 from dsv4.server.balance import GRANT_USD
+from dsv4.server.key_limits import KeyLimiter
 from dsv4.usage.ledger import Ledger
 from dsv4.usage.records import UsageRecord, masked
 from dsv4.usage.store import UsageStore, open_store, read_records
@@ -162,6 +163,46 @@ def test_a_client_that_leaves_is_recorded_as_cancelled(
         served.wait_until_idle()
     assert record.finish_reason == "cancelled"
     assert 0 < record.completion_tokens < 400 and record.prompt_tokens > 0
+
+
+def test_several_completions_have_one_finish_reason(model: ScriptedModel, serve: Serve, recording: Recording) -> None:
+    """Cancelled where one of them has not ended; length where that ended one, whichever ended last."""
+    model.reply = lambda prompt: "the cat sat" * 200 if len(prompt) > 1 else "a"
+    model.seconds_per_step = 0.01
+    with serve(model, ledger=recording.ledger, max_num_seqs=1) as served:
+        client = served.openai()
+        stream = client.completions.create(model="tiny", prompt=["", "the cat"], stream=True)
+        assert "stop" in (chunk.choices[0].finish_reason for chunk in stream)
+        stream.close()
+        served.wait_until_idle()
+        model.reply = lambda prompt: "the cat sat" * 200 if len(prompt) == 1 else "a"
+        answer = client.completions.create(model="tiny", prompt=["", "the cat"], max_tokens=4)
+        cancelled, cut = recording.records(2)
+    assert [choice.finish_reason for choice in answer.choices] == ["length", "stop"]
+    assert (cancelled.finish_reason, cut.finish_reason) == ("cancelled", "length")
+
+
+def test_completions_are_recorded_as_their_usage_counts(
+    model: ScriptedModel, serve: Serve, recording: Recording
+) -> None:
+    """A prompt that is given twice, candidates of one, and a completion that shows none; the key's limit too."""
+    requests: list[dict[str, Any]] = [
+        {"prompt": ["the cat", "the cat"]},
+        {"prompt": ["the cat", "the cat"], "n": 2},
+        {"prompt": "the cat", "echo": True, "max_tokens": 0},
+    ]
+    taken: list[int] = []
+    with pytest.MonkeyPatch.context() as patch, serve(model, ledger=recording.ledger, api_keys=[KEY]) as served:
+        patch.setattr(KeyLimiter, "take", lambda self, key, tokens: taken.append(tokens))
+        served.key = KEY
+        for number, request in enumerate(requests, 1):
+            usage = served.openai().completions.create(model="tiny", **request).usage
+            record = recording.records(number)[-1]
+            assert usage is not None
+            assert (record.prompt_tokens, record.completion_tokens) == (usage.prompt_tokens, usage.completion_tokens)
+            assert sum(taken) == usage.total_tokens
+            taken.clear()
+    assert record.completion_tokens == 0
 
 
 def test_a_failed_answer_is_recorded_and_a_refused_request_is_not(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import pytest
-from playwright.sync_api import Browser, Locator, expect
+from playwright.sync_api import Browser, Locator, Route, expect
 
 from dsv4.engine import LLM
 from dsv4.engine.draft_length import FixedLength
@@ -77,6 +77,25 @@ def test_layers_experts_and_text_of_an_answer(open_tab: Callable[[str], Any], na
     page.keyboard.press("Escape")
     expect(panel).to_be_hidden()
     assert tab.answer().get_by_role("button", name="Inspect answer").evaluate("e => e === document.activeElement")
+
+
+def test_a_trace_that_is_refused_for_another_is_asked_for_again(open_tab: Callable[[str], Any], nano: Served) -> None:
+    tab, refusals = open_tab(nano.url + "/"), list[str]()
+
+    def refuse_once(route: Route) -> None:
+        if refusals:
+            route.continue_()
+            return
+        refusals.append(route.request.url)
+        error = {"error": {"message": "A token is being traced for you."}}
+        route.fulfill(status=429, headers={"Retry-After": "1"}, json=error)
+
+    tab.page.route("**/inspect/*/*", refuse_once)
+    tab.ask("hi")
+    expect(tab.answer()).to_have_attribute("data-status", ENDED, timeout=60_000)
+    tab.answer().get_by_role("button", name="Inspect answer").click()
+    expect(tab.page.locator("#inspector-note")).to_contain_text("Shown is the step", timeout=30_000)
+    assert len(refusals) == 1 and tab.page.locator(".layer-row").count() == 6
 
 
 def test_an_answer_that_the_server_has_forgotten_says_so(tab: Any) -> None:

@@ -83,6 +83,19 @@ async function attempt(work) {
   }
 }
 
+/** Result of `ask()`, asked again while the server is busy, mostly with the trace that this one replaces. */
+async function patiently(ask, signal) {
+  while (true) {
+    try {
+      return await ask();
+    } catch (error) {
+      if (!(error instanceof ApiError) || error.kind !== "busy" || !error.retryAfter) throw error;
+      await new Promise((resolve) => setTimeout(resolve, error.retryAfter * 1000));
+      signal.throwIfAborted();
+    }
+  }
+}
+
 function say(text, failed = false) {
   const note = byId("inspector-note");
   note.textContent = text;
@@ -123,7 +136,7 @@ function choose(at) {
 async function follow() {
   say(`Tracing token ${count(chosen + 1)}`);
   await attempt(async (signal) => {
-    trace = await inspectToken(answer.id, chosen - 1, signal);
+    trace = await patiently(() => inspectToken(answer.id, chosen - 1, signal), signal);
     const whose = chosen < answer.prompt_tokens ? "of the prompt" : "written by the model";
     say(`Token ${count(chosen + 1)} of ${count(answer.pieces.length)}, ${whose}. Shown is the step that chose it.`);
     drawFacts();
