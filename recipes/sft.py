@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     made: list[Path] = []
     try:
         return run_samples(options, place, console, made)
-    except (Exception, SystemExit):
+    except BaseException:
         if not (options.run_dir / "data.json").exists():
             for samples in made:
                 shutil.rmtree(samples, ignore_errors=True)

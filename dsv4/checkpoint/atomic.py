@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 from dsv4.checkpoint.errors import CheckpointError
 
@@ -131,7 +131,10 @@ def sole_writer(folder: Path) -> Generator[None]:
 def check_space(target: Path, num_bytes: int) -> None:
     """DiskFullError if `num_bytes` more do not fit beside `target`, or what it links to; a mount point is refused."""
     _refuse_mount_point(target)
-    place = next(folder for folder in target.resolve().parents if folder.is_dir())
+    if _takes_bytes(target):
+        place = Path(gettempdir())  # where new_file collects them
+    else:
+        place = next(folder for folder in target.resolve().parents if folder.is_dir())
     free = shutil.disk_usage(place).free
     if num_bytes > free:
         needed = f"no space left on the disk: it takes {_size(num_bytes)}, and {_size(free)} are free in {place}"

@@ -77,7 +77,9 @@ class ShardWriter:
         if (self._folder / INDEX).exists():
             index = Index.read(self._folder)
             if index.fingerprint != self.fingerprint:
-                raise ShardError(f"{self._folder / INDEX} is of other data: other sources, tokenizer or settings")
+                raise ShardError(
+                    f"{self._folder / INDEX} is of other data: other sources, tokenizer or settings; remove it"
+                )
             return index
         done, following = self._find_done()
         pending = _Pending()

@@ -80,7 +80,7 @@ dsv4 train nano --corpus corpus{length} --run-dir runs/nano --out models/nano
 dsv4 train nano --resume --run-dir runs/nano --out models/nano
 """
 EVALUATION = """\
-dsv4 eval nano --model models/nano --n {examples} --data runs/nano/data --corpus corpus --ledger runs/nano/eval.jsonl \\
+dsv4 eval nano --model models/nano --n {examples} --data runs/nano/data --corpus corpus --ledger {ledger} \\
     --card {source}"""
 SECTION = re.compile(r"^## (Training|Data|Commands|Recipe)\n\n(.*?)\n(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 PICTURE = re.compile(r"!\[[^]]*\]\(([^)/]+)\)")
@@ -107,7 +107,12 @@ def write_model_card(folder: Path, scores: Sequence[Score], source: Path, suite:
     origin = _of_card(source, folder) if source.is_file() else _of_run(source, folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     examples = max((score.examples for score in scores), default=0)
-    evaluation = EVALUATION.format(examples=examples, source="README.md" if source.is_file() else "runs/nano")
+    of_student = source.is_file()
+    evaluation = EVALUATION.format(
+        examples=examples,
+        source="README.md" if of_student else "runs/nano",
+        ledger="runs/v4/eval.jsonl" if of_student else "runs/nano/eval.jsonl",
+    )
     text = CARD.format(
         hc=config.hc_mult,
         total=counts.total_with_mtp / 1e6,

@@ -21,6 +21,7 @@ from dsv4.evals.open_questions import OpenAnswer
 from dsv4.model_folder import resolve_model
 from dsv4.tokenizer import Tokenizer
 from dsv4.tokenizer.prompts import PromptEncoder
+from dsv4.training.export import TOKENIZER_FILES
 from dsv4.training.start import fingerprint
 
 PARTS = ("open", "definitions", "bytes", "needles")  # besides the tasks; they need the run's data or corpus
@@ -45,8 +46,9 @@ class SuiteSettings:
         """Ledger of results of a model folder. ValueError if the file is of another model, corpus or data."""
         if self.ledger is None:
             return Ledger(None)
+        settings = [path for name in ("config.json", *TOKENIZER_FILES) if (path := model / name).is_file()]
         origin = {
-            "model": f"{fingerprint(model)} {digest_files(model.glob('*.json'))}",
+            "model": f"{fingerprint(model)} {digest_files(settings)}",
             "data": digest_files(self.data / name for name in ("entries.jsonl", "words.txt")),
             "corpus": digest_files((self.corpus / "validation").glob("*/*.jsonl")),
         }

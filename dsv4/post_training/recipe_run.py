@@ -60,12 +60,12 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
 
 def _train(recipe: R, options: argparse.Namespace, start: Start[R], out: Path, console: Console) -> None:
     run_dir: Path = options.run_dir
+    folder = options.model = _begun(run_dir, options) if options.resume else resolve_model(options.model)
+    recipe = recipe.for_model(folder)
     recipe.source()  # names what is wrong before anything is written
     data = _data_notes(recipe, run_dir, options.resume)
-    folder = options.model = _begun(run_dir, options) if options.resume else resolve_model(options.model)
     if not options.resume and (run_dir / RECIPE).exists():
         raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
-    recipe = recipe.for_model(folder)
     check_ladder(folder, [mode.effort for mode in recipe.modes()])
     policy = make_policy(recipe, folder)
     with nullcontext() if options.resume else kept_if_whole(run_dir):

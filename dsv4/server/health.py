@@ -68,7 +68,7 @@ async def check_engine(engine: Engine) -> dict[str, Any] | None:
 
     None after MAX_SECONDS.
     """
-    began = time.monotonic()
+    began, steps = time.monotonic(), engine.num_steps
     params = SamplingParams(max_tokens=1, temperature=0.0, cache_salt="dsv4: deep health check")
     try:
         async with asyncio.timeout(MAX_SECONDS):
@@ -79,7 +79,6 @@ async def check_engine(engine: Engine) -> dict[str, Any] | None:
                     async for _ in events:
                         pass
             except (QueueFullError, QueueTimeoutError):
-                steps = engine.num_steps
                 while engine.num_steps == steps:
                     engine.check()
                     await asyncio.sleep(_POLL_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -131,7 +132,7 @@ def known_keys(schema: type[Section], prefix: str = "") -> Iterator[str]:
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Words of a command line -> (paths, KEY=VALUE). What exists is a path, whatever its name."""
-    keys = [word for word in words if "=" in word and not Path(word).exists()]
+    keys = [word for word in words if "=" in word and not os.path.exists(word)]  # Path's fails for a long value
     return [word for word in words if word not in keys], keys
 
 

@@ -244,10 +244,11 @@ def test_the_output_of_the_process_is_written_into(to: str, tmp_path: Path) -> N
     assert printed == b"before\nwritten\nafter\n"
 
 
-def test_what_is_no_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_what_is_no_file_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "folder").mkdir()
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(os.path.relpath(tmp_path / "socket"))  # paths of sockets are short
+    monkeypatch.chdir(tmp_path)  # paths of sockets are short
+    listener.bind("socket")
     listener.close()
     for name in ("folder", "socket"):
         with (

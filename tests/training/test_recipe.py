@@ -11,11 +11,18 @@ from dsv4.config import ModelConfig
 from dsv4.presets import PRESETS
 from dsv4.training.ladder import rungs, sequence_lengths
 from dsv4.training.pretrain_recipe import PretrainRecipe
-from dsv4.training.recipe import RecipeError, known_keys, read_recipe, write_recipe
+from dsv4.training.recipe import RecipeError, known_keys, read_recipe, split_words, write_recipe
 
 
 def read(*overrides: str, path: Path | None = None) -> PretrainRecipe:
     return read_recipe(PretrainRecipe, path, overrides)
+
+
+def test_long_values_are_keys_and_what_exists_is_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "rate=1e-3.toml"
+    path.touch()
+    long = f"problems.tasks=[{'x' * 300}]"  # longer than a file's name may be
+    assert split_words([str(path), long, "none=1"]) == ([str(path)], [long, "none=1"])
 
 
 def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:

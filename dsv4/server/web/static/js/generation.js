@@ -1,8 +1,7 @@
 // Answers in progress: at most one per conversation; they continue while another conversation is shown.
 
 import { ApiError, describe, streamChat } from "./api.js";
-
-const TRIES = 20; // per request to a busy server that sends Retry-After
+import { TRIES, unlessStopped } from "./waiting.js";
 
 const running = new Map(); // conversation id -> AbortController
 
@@ -73,14 +72,6 @@ async function untilTaken(node, signal, changed, work) {
       node.phase = { kind: "sent", since: Date.now() };
     }
   }
-}
-
-function unlessStopped(promise, signal) {
-  const stopped = new Promise((_, reject) => {
-    if (signal.aborted) reject(signal.reason);
-    signal.addEventListener("abort", () => reject(signal.reason));
-  });
-  return Promise.race([promise, stopped]);
 }
 
 /** Adds one chunk to the answer; true if the view has to change. */

@@ -5,6 +5,7 @@ import { byId, h, icon } from "./dom.js";
 import { bytes, count } from "./figures.js";
 import { layerRows, nextTokens } from "./layers.js";
 import { drawable, heatOf, meanHeat, scaleOf } from "./trace.js";
+import { TRIES, unlessStopped } from "./waiting.js";
 
 const DRAWN = 1500; // most tokens drawn as text, those about the chosen one
 const PAUSE = 120; // ms without another choice before a token is traced
@@ -85,13 +86,13 @@ async function attempt(work) {
 
 /** Result of `ask()`, asked again while the server is busy, mostly with the trace that this one replaces. */
 async function patiently(ask, signal) {
-  while (true) {
+  for (let tries = 1; ; tries++) {
     try {
       return await ask();
     } catch (error) {
-      if (!(error instanceof ApiError) || error.kind !== "busy" || !error.retryAfter) throw error;
-      await new Promise((resolve) => setTimeout(resolve, error.retryAfter * 1000));
-      signal.throwIfAborted();
+      if (!(error instanceof ApiError) || error.kind !== "busy" || !error.retryAfter || tries === TRIES) throw error;
+      if (tries > 1) say("The server traces another token first");
+      await unlessStopped(new Promise((resolve) => setTimeout(resolve, error.retryAfter * 1000)), signal);
     }
   }
 }
