@@ -131,7 +131,7 @@ def sole_writer(folder: Path) -> Generator[None]:
 def check_space(target: Path, num_bytes: int) -> None:
     """DiskFullError if `num_bytes` more do not fit beside `target`, or what it links to; a mount point is refused."""
     _refuse_mount_point(target)
-    if _takes_bytes(target):
+    if not target.is_dir() and _takes_bytes(target):
         place = Path(gettempdir())  # where new_file collects them
     else:
         place = next(folder for folder in target.resolve().parents if folder.is_dir())

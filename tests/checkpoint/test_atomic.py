@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,6 +222,7 @@ def test_devices_and_pipes_are_written_into(tmp_path: Path) -> None:
 
 PRINT = """
 import sys
+import tempfile
 from pathlib import Path
 from dsv4.checkpoint.atomic import new_file
 print("before")
@@ -332,3 +335,16 @@ def test_a_limit_on_the_size_of_files_is_reported(what: str, official: Any, tmp_
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert names(tmp_path) == ["source"]
+
+
+def test_the_space_for_a_folder_or_a_pipe_is_where_its_bytes_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: asked.append(Path(place)) or usage(place))
+    (tmp_path / "model").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    check_space(tmp_path / "model", 1)
+    check_space(tmp_path / "pipe", 1)
+    assert asked == [tmp_path.resolve(), Path(tempfile.gettempdir())]
