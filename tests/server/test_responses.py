@@ -303,7 +303,8 @@ def test_a_client_that_leaves_ends_the_generation(server) -> None:
     server.model.reply = "a" * 5000
     server.model.seconds_per_step = 0.002
     with server.http().stream("POST", "/v1/responses", json={"model": "tiny", "input": "x", "stream": True}) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()  # held: its end would close the connection
+        next(lines)
         server.wait_until_running()
     server.wait_until_idle()
     assert server.model.num_sampled < 4000
