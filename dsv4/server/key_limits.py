@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dsv4.server.error_responses import error_response
 from dsv4.server.errors import RequestError, retry_after
@@ -116,10 +117,16 @@ class KeyLimitMiddleware:
         except RequestError as refused:
             await error_response(refused, scope["path"])(scope, receive, send)
             return
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            self.limiter.leave(key)
+        with contextlib.ExitStack() as request:
+            request.callback(self.limiter.leave, key)
+
+            async def send_and_leave(message: Message) -> None:
+                # Before the last part: a client that has its answer may ask again at once.
+                if message["type"] == "http.response.body" and not message.get("more_body", False):
+                    request.close()
+                await send(message)
+
+            await self.app(scope, receive, send_and_leave)
 
 
 def _computes(scope: Scope) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import anthropic
 import httpx
 import openai
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from dsv4.server.errors import RequestError
-from dsv4.server.key_limits import KeyLimiter, KeyLimits
+from dsv4.server.key_limits import KeyLimiter, KeyLimitMiddleware, KeyLimits
 from dsv4.server.keys import ApiKey, collect_keys, masked
+from dsv4.server.users import remember_key
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5000}
@@ -42,6 +45,34 @@ def test_a_key_with_all_its_requests_open_is_told_to_wait(model, serve) -> None:
             bad = httpx.post(served.url + CHAT, json=BODY | {"temperature": 9}, headers=with_key("sk-1"))
             assert bad.status_code == 400
         assert http.post(CHAT, json=BODY | {"max_tokens": 1}, headers=with_key("sk-1")).status_code == 200
+
+
+def test_a_request_has_ended_before_its_last_part_is_sent() -> None:
+    """A client that has its whole answer may ask again at once, however late the server's task ends."""
+    limiter = KeyLimiter(KeyLimits(max_requests=1), {})
+    full = list[bool]()
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        await send({"type": "http.response.body", "body": b"b"})
+
+    async def send(message: Message) -> None:
+        try:
+            limiter.enter("sk-1")
+            limiter.leave("sk-1")
+            full.append(False)
+        except RequestError:
+            full.append(True)
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    scope = {"type": "http", "method": "POST", "path": CHAT}
+    remember_key(scope, "sk-1")
+    for _ in range(2):
+        asyncio.run(KeyLimitMiddleware(answer, limiter)(scope, receive, send))
+    assert full == [True, True, False] * 2
 
 
 def test_tokens_of_prompt_and_answer_count(model, serve) -> None:
