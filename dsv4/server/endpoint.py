@@ -13,7 +13,6 @@ from starlette.responses import JSONResponse, Response
 from dsv4.server.delivery import Delivery
 from dsv4.server.errors import RequestError
 from dsv4.server.openapi import operation
-from dsv4.server.requests import read_body
 from dsv4.server.service import ChatService
 from dsv4.server.users import key_of
 from dsv4.server.wire_format import WireFormat
@@ -48,12 +47,14 @@ async def answer(service: ChatService, wire_format: WireFormat, request: Request
     """Checks a request and starts its answer, streamed or whole. Raises RequestError before anything is generated."""
     service.check()
     prepare = partial(service.prepare, wire_format, key=key_of(request.scope) or None)
-    job = await service.threads.run(prepare, await read_body(request))
+    async with service.bodies.read(request) as body:
+        job = await service.threads.run(prepare, body)
     return delivery.answer(service, job)
 
 
 async def token_count(service: ChatService, wire_format: WireFormat, request: Request) -> Response:
     """Renders and tokenizes only: it never waits for the engine."""
     count_tokens = partial(service.count_tokens, wire_format, key=key_of(request.scope) or None)
-    count = await service.threads.run(count_tokens, await read_body(request))
+    async with service.bodies.read(request) as body:
+        count = await service.threads.run(count_tokens, body)
     return JSONResponse(wire_format.token_count(count))

@@ -89,6 +89,8 @@ def inspection_router(service: ChatService, delivery: Delivery) -> APIRouter:
 
         async def trace() -> str:
             with traces.place(_client(request)):
+                if service.limiter is not None and (key := key_of(request.scope)):
+                    service.limiter.take(key, len(token_ids))  # as those of a prompt
                 try:
                     found = await served.engine.trace(token_ids)
                 except ValueError as error:

@@ -1,26 +1,47 @@
-"""Reads request bodies: JSON only, up to a size limit."""
+"""Reads request bodies: JSON only, up to a limit for each and one for all together."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncGenerator
+
 from starlette.requests import Request
 
-from dsv4.server.errors import RequestError
+from dsv4.server.errors import RequestError, retry_after
 
 MAX_BODY_BYTES = 48 * 1024 * 1024  # the hosted service's limit
+MAX_BODIES_BYTES = 1 << 30  # of the requests that arrive, or wait for a thread
+_FULL_SECONDS = 1.0  # after which a refused request may be sent again
 
 
-async def read_body(request: Request) -> bytes:
-    """Read the whole body. RequestError 415 for a type other than JSON, 413 once it is known to be too large."""
-    _check_content_type(request.headers.get("content-type", ""))
-    body = bytearray()
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
-        raise _too_large(int(announced))
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise _too_large(len(body))
-    return bytes(body)
+class Bodies:
+    """Bodies of open requests, until they are rendered. Belongs to one event loop."""
+
+    def __init__(self, max_bytes: int = MAX_BODIES_BYTES) -> None:
+        self._max_bytes = self._left = max_bytes
+
+    @contextlib.asynccontextmanager
+    async def read(self, request: Request) -> AsyncGenerator[bytes, None]:
+        """Context of a whole body. RequestError 415 for a type other than JSON, 413 once it is known to be too large,
+        503 if the bodies of other requests leave no room for it.
+        """
+        _check_content_type(request.headers.get("content-type", ""))
+        announced = request.headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
+            raise _too_large(int(announced))
+        body = bytearray()
+        try:
+            async for chunk in request.stream():
+                if len(chunk) > self._left:
+                    message = f"Open requests hold {self._max_bytes - self._left} bytes, of {self._max_bytes} at most"
+                    raise RequestError(503, message, headers=retry_after(_FULL_SECONDS))
+                body += chunk
+                self._left -= len(chunk)
+                if len(body) > MAX_BODY_BYTES:
+                    raise _too_large(len(body))
+            yield bytes(body)
+        finally:
+            self._left += len(body)
 
 
 def _check_content_type(value: str) -> None:

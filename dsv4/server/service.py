@@ -22,6 +22,7 @@ from dsv4.server.model_names import check_name, conversion_options, without_cont
 from dsv4.server.progress import final_chunk, progress_chunk, with_report
 from dsv4.server.recent_answers import RecentAnswer, RecentAnswers
 from dsv4.server.request_log import log_prompt
+from dsv4.server.requests import Bodies
 from dsv4.server.served_models import ServedModel, ServedModels
 from dsv4.server.threads import BodyThreads
 from dsv4.server.wire_format import AnswerReader, Chunk, WireFormat, WireRequest
@@ -84,11 +85,11 @@ class ChatService:
         `log_prompts`: every prompt is logged.
         """
         self._log_prompts = log_prompts
-        self._ledger, self._limiter = ledger, limiter
+        self._ledger, self.limiter = ledger, limiter
         self._sharing = sharing
         self.models = models
         self.recent = RecentAnswers()
-        self.threads = BodyThreads()
+        self.bodies, self.threads = Bodies(), BodyThreads()
         self.options = conversion_options(models.names, thinking)
 
     def check(self) -> None:
@@ -153,7 +154,7 @@ class ChatService:
     ) -> Meter:
         end = conversation.prompts.tokenizer.special_id(END_THINK) if thinks(turns[0].parsing) else None
         counts = request.prompt_counts(turns)
-        return Meter(self._ledger, answer_id, client, counts, end, self._limiter, request.prompt_only)
+        return Meter(self._ledger, answer_id, client, counts, end, self.limiter, request.prompt_only)
 
     def count_tokens(self, wire_format: WireFormat, body: bytes, key: str | None = None) -> int:
         """Number of tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""

@@ -15,7 +15,6 @@ from dsv4.server.chat_completions import CHAT
 from dsv4.server.errors import RequestError
 from dsv4.server.openapi import operation
 from dsv4.server.pydantic_refusals import read_json_object, validated
-from dsv4.server.requests import read_body
 from dsv4.server.served_models import ServedModel
 from dsv4.server.service import ChatService
 from dsv4.server.users import key_of
@@ -65,11 +64,13 @@ def tokenization_router(service: ChatService) -> APIRouter:
 
     async def tokenize_request(request: Request) -> JSONResponse:
         work = partial(tokenize, service, key=key_of(request.scope) or None)
-        answer = await service.threads.run(work, await read_body(request))
+        async with service.bodies.read(request) as body:
+            answer = await service.threads.run(work, body)
         return JSONResponse(answer.model_dump())
 
     async def detokenize_request(request: Request) -> JSONResponse:
-        answer = await service.threads.run(partial(detokenize, service), await read_body(request))
+        async with service.bodies.read(request) as body:
+            answer = await service.threads.run(partial(detokenize, service), body)
         return JSONResponse(answer.model_dump())
 
     shown = operation(TokenizeBody, TokenizeAnswer, tag="tokens")

@@ -18,7 +18,7 @@ from dsv4.engine.draft_length import FixedLength
 from dsv4.model.token_trace import TokenTrace
 from dsv4.model_folder import resolve_model
 from dsv4.server.inspection import MAX_TRACES
-from dsv4.server.key_limits import KeyLimits
+from dsv4.server.key_limits import KeyLimiter, KeyLimits
 from dsv4.server.recent_answers import RecentAnswers
 from dsv4.server.schemas import Inspection, TracedToken
 from tests.server.conftest import ScriptedModel, Served, serving
@@ -175,6 +175,22 @@ def test_a_trace_is_one_of_the_requests_of_its_key(
         monkeypatch.setattr(served.engine, "trace", meanwhile)
         assert http.get(f"/inspect/{answer}/0").status_code == 200
         assert statuses == [429, 429, 200]
+
+
+def test_a_trace_takes_the_tokens_that_it_reads(
+    model: ScriptedModel, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def trace(token_ids: list[int]) -> TokenTrace:
+        return TokenTrace(0, [], [], {})
+
+    taken = list[tuple[str, int]]()
+    with serve(model, api_keys=["sk-1"], key_limits=KeyLimits(tokens_per_minute=10**6)) as served:
+        http = client(served)
+        answer = http.post(CHAT, json=ASK).json()["id"]
+        monkeypatch.setattr(served.engine, "trace", trace)
+        monkeypatch.setattr(KeyLimiter, "take", lambda self, key, tokens: taken.append((key, tokens)))
+        assert http.get(f"/inspect/{answer}/5").status_code == http.get(f"/inspect/{answer}").status_code == 200
+    assert taken == [("sk-1", 6)]
 
 
 def test_unknown_answers_and_models_without_layers(server: Served) -> None:
