@@ -26,7 +26,7 @@ EPILOG = f"""scenarios:
 {chr(10).join(f"  {name:12} {scenario.about}" for name, scenario in SCENARIOS.items())}
 
 examples:
-  dsv4 bench engine --llama-bench $(make -s llama-bench)
+  dsv4 bench engine --llama-bench "$(make llama-bench | tail -n 1)"
   dsv4 bench engine --models fp32
   dsv4 bench engine --models flash-width,million --scratch path/to/weights
   dsv4 bench engine --quick --without-llama --no-gate"""

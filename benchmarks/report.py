@@ -57,8 +57,8 @@ transformers lacks a field for.
 """
 OTHERS = """## Other subjects
 
-Each prints its figures; those that were measured stand on the page of their subject. The times are those to
-expect on two cores.
+Each prints its figures; those that were measured stand on the page of their subject, in the README or in the log. The
+times are those to expect on two cores.
 
 SUBJECTS
 """
@@ -94,6 +94,8 @@ SUBJECTS = {
         "judging before and after training, answers that flatter, and a policy that pleases its judge",
         "post-training.md",
     ),
+    "lora": ("10 minutes", "memory and speed of adapters beside training every parameter", "training.md"),
+    "ranks": ("5 minutes", "two processes beside one, under torchrun", "parallel.md"),
     "latency": ("2 minutes", "small requests beside a large one: tokenizing, reading, steps", "request.md"),
     "value_check FOLDER": (
         "5 minutes",

@@ -136,9 +136,8 @@ class ModelConfig:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, revision: str | None = None) -> ModelConfig:
-        """Read config.json in a model folder (or the file itself) or of owner/name[@revision]. Errors name the file."""
-        name = hub_name(path, revision)
-        file = Path(path) if name is None else fetch_settings(name)
+        """Read config.json in a model folder, or the file itself, of "nano" or owner/name. Errors name the file."""
+        file = settings_folder(path, revision)
         if file.is_dir():
             file /= "config.json"
         if not file.is_file():
@@ -190,6 +189,14 @@ class ModelConfig:
     def layers_of_kind(self, kind: LayerKind) -> list[int]:
         """Main layers only, ascending."""
         return [layer for layer in range(self.num_hidden_layers) if self.layer_kind(layer) == kind]
+
+
+def settings_folder(model: str | Path, revision: str | None = None) -> Path:
+    """Folder with the settings and tokenizer of a model folder, "nano", or owner/name, whose weights stay away."""
+    name = hub_name(model, revision)
+    if name is not None:
+        return fetch_settings(name)
+    return nano_path() if model == "nano" and not Path(model).exists() else Path(model)
 
 
 def nano_path() -> Path:

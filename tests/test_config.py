@@ -14,6 +14,8 @@ from transformers import DeepseekV4Config
 
 from dsv4.config import ModelConfig, YarnScaling, nano_path
 from dsv4.presets import PRESETS
+from dsv4.tokenizer import Tokenizer
+from dsv4.tokenizer.prompts import PromptEncoder, effort_ladder
 
 _OFFICIAL = """
 architectures model_type vocab_size hidden_size num_hidden_layers num_nextn_predict_layers num_hash_layers
@@ -319,6 +321,17 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
 
 def test_nano_path_holds_the_nano_preset() -> None:
     assert ModelConfig.from_pretrained(nano_path()) == ModelConfig.preset("nano")
+
+
+def test_the_embedded_model_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ModelConfig.from_pretrained("nano") == ModelConfig.preset("nano")
+    prompts = PromptEncoder.from_pretrained("nano")
+    assert prompts.tokenizer.spells_as(Tokenizer.from_pretrained(nano_path()))
+    assert prompts.ladder == effort_ladder(nano_path())
+    monkeypatch.chdir(tmp_path)
+    Path("nano").mkdir()  # a folder has precedence
+    with pytest.raises(FileNotFoundError, match="no config.json at nano"):
+        ModelConfig.from_pretrained("nano")
 
 
 @st.composite

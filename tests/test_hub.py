@@ -23,6 +23,7 @@ from dsv4.config import ModelConfig, nano_path
 from dsv4.hub import HubError, HubName, hub_name, in_words
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import model_name, resolve_model
+from dsv4.tokenizer.prompts import LADDER_KEY
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
 
 from .hub_server import TOKEN, Hub, Repository, serving
@@ -61,11 +62,12 @@ def plain_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def hub(folder: Path, tmp_path: Path) -> Iterator[Hub]:
-    """NAME with a branch "other", whose config says another length."""
+    """NAME with a branch "other", whose settings say another length and ladder."""
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    (other / "generation_config.json").write_text(json.dumps({LADDER_KEY: "scalar"}))
     with serving(Hub({NAME: Repository({"main": folder, "other": other})})) as hub:
         yield hub
 
@@ -274,9 +276,12 @@ def test_inspect_by_name_equals_inspect_of_the_folder(run: Run, hub: Hub, plain_
 def test_python_takes_names(run: Run, plain_folder: Path) -> None:
     code = f"""
 import dsv4, torch
+from dsv4.tokenizer.prompts import PromptEncoder
 assert dsv4.ModelConfig.from_pretrained({NAME!r}) == dsv4.ModelConfig.from_pretrained({str(plain_folder)!r})
 assert dsv4.ModelConfig.from_pretrained({NAME!r}, revision="other").max_position_embeddings == 4096
 assert dsv4.Tokenizer.from_pretrained({NAME!r}).encode("the cat")
+assert dsv4.Tokenizer.from_pretrained({NAME!r}, revision="other").encode("the cat")
+assert PromptEncoder.from_pretrained({NAME!r}, revision="other").ladder == "scalar"
 ids = torch.arange(40)[None]
 assert torch.equal(dsv4.load({NAME!r})(ids), dsv4.load({str(plain_folder)!r})(ids))
 assert dsv4.load({NAME!r}, revision="other").config.max_position_embeddings == 4096

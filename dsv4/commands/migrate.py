@@ -19,8 +19,8 @@ def add(commands: Any) -> None:
     )
     parser.epilog = (parser.epilog or "") + (
         "\n\nexit status: 0 nothing to change, or changed with --write; 1 changes are proposed; 2 an error.\n"
-        "Read are Python, JavaScript, TypeScript, Go, Java, JSON, YAML, TOML, .env and shell files\n"
-        "that git does not ignore."
+        "Read are Python, JavaScript, TypeScript, Go, Java, JSON, YAML, TOML, .env and shell files, and notebooks,\n"
+        "that git does not ignore, of 2 MiB at most."
     )
     parser.add_argument("places", metavar="FILE_OR_FOLDER", nargs="*", help="sources to look through")
     parser.add_argument("--write", action="store_true", help="change the files; each is replaced whole or not at all")

@@ -69,7 +69,7 @@ def add_model(parser: argparse.ArgumentParser, flag: str = "model") -> None:
 
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     parser.add_argument("--max-tokens", type=int, default=max_tokens, metavar="N", help="default: %(default)s")
-    parser.add_argument("--temperature", type=_temperature, default=None, metavar="T", help="0 is greedy")
+    parser.add_argument("--temperature", type=_temperature, default=None, metavar="T", help="0 is greedy (default: 1)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
 

@@ -173,7 +173,9 @@ def nano_parser() -> CommandParser:
     parser.add_argument("--seconds", type=seconds, help="training time instead of the budget's")
     parser.add_argument("--steps", type=count, help="a fixed number of steps instead of a time")
     _add_run(parser, ROOT / "runs" / "nano")
-    parser.add_argument("--base-model", metavar="FOLDER", help="leave out the base: the sft goes on from this model")
+    parser.add_argument(
+        "--base-model", metavar="FOLDER", help="leave out base and mid: the sft goes on from this model"
+    )
     parser.add_argument("--base-only", action="store_true", help="stop before the sft")
     _add_workers(parser)
     return parser
@@ -182,7 +184,9 @@ def nano_parser() -> CommandParser:
 def v4_parser() -> CommandParser:
     parser = _new_parser("v4", V4, V4_EXAMPLES)
     _add_keys(parser)
-    parser.add_argument("--corpus", type=Path, help="folder that dsv4 train corpus made (default: corpus)")
+    parser.add_argument(
+        "--corpus", type=Path, help="folder that dsv4 train corpus made (default: corpus, with --base-model none)"
+    )
     parser.add_argument("--budget", choices=BUDGETS, default="cpu", help="size of the run (default: %(default)s)")
     parser.add_argument("--base-model", metavar="FOLDER", help="model in place of the base; its sft goes on from it")
     parser.add_argument("--sft-model", metavar="FOLDER", help="model in place of the sft; with --base-model")

@@ -27,11 +27,12 @@ _KINDS = {
     429: ("rate_limit_error", "rate_limit_reached"),
     431: ("request_too_large", "request_header_fields_too_large"),
     500: ("internal_error", "internal_error"),
+    501: ("internal_error", "not_implemented"),
     503: ("service_unavailable", "service_unavailable"),
 }
 
 # Statuses of requests that fail again however often they are sent.
-_LASTING = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 431})
+_LASTING = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 431, 501})
 
 
 class RequestError(Exception):

@@ -27,7 +27,7 @@ def metrics_router(metrics: Mapping[str, MetricRegistry]) -> APIRouter:
             from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
         except ImportError as error:
             missing = "metrics need prometheus_client: in the repository, .venv/bin/pip install '.[server]'"
-            raise RequestError(501, missing, headers={"x-should-retry": "false"}) from error
+            raise RequestError(501, missing) from error
         registry = CollectorRegistry(auto_describe=False)
         registry.register(MetricCollector(metrics))
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -28,6 +28,7 @@ from deepseek_recipe import (
     SystemMessage,
 )
 
+from dsv4.config import settings_folder
 from dsv4.tokenizer.effort_number import NUMBERS, check_budget, numbered
 from dsv4.tokenizer.long_integers import LongIntegers, Rendered
 from dsv4.tokenizer.tokenizer import Tokenizer
@@ -126,8 +127,9 @@ class PromptEncoder:
         self._encoding = DeepseekV4Encoding()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "PromptEncoder":
-        """Load the tokenizer and the ladder of a model folder."""
+    def from_pretrained(cls, folder: str | Path, revision: str | None = None) -> "PromptEncoder":
+        """Load the tokenizer and the ladder of a model folder, "nano", or owner/name."""
+        folder = settings_folder(folder, revision)
         return cls(Tokenizer.from_pretrained(folder), effort_ladder(folder))
 
     def render(self, conversation: Conversation) -> Rendered:

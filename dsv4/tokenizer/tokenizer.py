@@ -8,7 +8,7 @@ from typing import Any
 
 import tokenizers
 
-from dsv4.hub import fetch_settings, hub_name
+from dsv4.config import settings_folder
 from dsv4.text import check_text
 from dsv4.tokenizer.length_bound import LengthBound, keeps_every_byte
 from dsv4.tokenizer.special import EOS
@@ -73,13 +73,12 @@ class Tokenizer:
         self.eos_token_id: int = self.special_id(EOS)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Tokenizer":
-        """Load `tokenizer.json` of a model folder or of owner/name[@revision], of which no weights are fetched.
+    def from_pretrained(cls, folder: str | Path, revision: str | None = None) -> "Tokenizer":
+        """Load `tokenizer.json` of a model folder, "nano", or owner/name, of which no weights are fetched.
 
         TokenizerMissingError where there is none, ValueError for a damaged one.
         """
-        name = hub_name(folder)
-        path = (Path(folder) if name is None else fetch_settings(name)) / "tokenizer.json"
+        path = settings_folder(folder, revision) / "tokenizer.json"
         if not path.is_file():
             raise TokenizerMissingError(
                 f"{folder}: no tokenizer.json, so text cannot be encoded or decoded here; token ids still work"

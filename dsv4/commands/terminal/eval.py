@@ -37,12 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="model folder, or owner/name[@revision] (default: the embedded nano model)")
     parser.add_argument("--n", type=int, default=100, help="questions per task and mode (default: %(default)s)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"only these of {', '.join(TASKS)}")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: all")
     parser.add_argument(
         "--reworded", action="store_true", help="ask the tasks in wordings that training never has, where they have any"
     )
-    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="of an answer (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda[:N] (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON to FILE")
     parser.add_argument(

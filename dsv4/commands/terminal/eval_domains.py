@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--efforts", nargs="+", type=effort, default=[], metavar="EFFORT", help=efforts)
     parser.add_argument("--thinking", action="store_true", help="with thinking (default: as the problems have it)")
     parser.add_argument("--max-tokens", type=count, default=MAX_TOKENS, help="of an answer (default: %(default)s)")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda[:N] (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
