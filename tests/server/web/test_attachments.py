@@ -4,6 +4,8 @@ from typing import Any
 
 from playwright.sync_api import expect
 
+from .test_fold import paste
+
 
 def attach(tab: Any, *files: tuple[str, bytes]) -> None:
     tab.page.set_input_files(
@@ -50,6 +52,26 @@ def test_a_file_alone_is_a_message(tab: Any) -> None:
     assert tab.mock.requests[0]["messages"][0]["content"] == PROMPT
     assert tab.page.locator(".chat-open").inner_text() == "a.txt"
     expect(tab.page.locator(".bubble")).to_be_hidden()
+
+
+def test_files_that_are_still_being_read_go_with_the_message(tab: Any) -> None:
+    page = tab.page
+    slow = """() => {
+        const read = Blob.prototype.arrayBuffer;
+        const later = () => new Promise((resolve) => setTimeout(resolve, 1000));
+        Blob.prototype.arrayBuffer = async function () {
+            await later();
+            return read.call(this);
+        };
+    }"""
+    page.evaluate(slow)
+    attach(tab, ("a.txt", b"ten cats"))
+    paste(tab, "long\n" * 40)  # while the file is read
+    tab.ask("How many?", ["Ten."])
+    tab.wait("done")
+    expect(page.locator("#attached")).to_be_hidden()
+    content = tab.mock.requests[0]["messages"][0]["content"]
+    assert content.endswith("How many?") and PROMPT in content and "long\nlong" in content
 
 
 def test_what_is_no_text_is_refused_in_words(tab: Any) -> None:

@@ -62,6 +62,7 @@ def test_stop_keeps_the_received_text_and_closes_the_connection(tab: Any, how: s
     assert "stopped" in answer.locator(".notice").inner_text()
     tab.until(lambda: tab.mock.disconnects == 1, seconds=3)
     assert tab.text() == kept
+    expect(tab.page.locator("#announce")).to_have_text("This answer was stopped.")
     # The stopped answer is part of the next request.
     tab.ask("go on", ["ok"])
     tab.wait("done")
@@ -88,6 +89,44 @@ def test_answer_again_and_edit_keep_versions(tab: Any) -> None:
     assert tab.mock.requests[-1]["messages"] == [{"role": "user", "content": "two"}]
     tab.page.locator(".user").get_by_role("button", name="Previous version").click()
     assert tab.text() == "first"
+
+
+def test_an_edit_while_an_answer_is_written_is_kept(tab: Any) -> None:
+    held = threading.Event()
+    tab.ask("one", ["a ", "b"], held=held)
+    expect(tab.answer().locator(".answer")).to_contain_text("a")
+    tab.page.locator(".user").hover()
+    tab.page.get_by_role("button", name="Edit message").click()
+    area = tab.page.get_by_role("textbox", name="Edit message")
+    area.fill("two")
+    area.press("Enter")
+    expect(tab.page.locator("#toast")).to_contain_text("An answer is being written")
+    expect(area).to_have_value("two")
+    held.set()
+    tab.wait("done")
+    tab.will_answer(["c"])
+    area.press("Enter")
+    expect(tab.page.locator(".bubble")).to_have_text(["two"])
+    tab.wait("done")
+
+
+def test_a_failed_answer_that_messages_follow_stays_when_it_is_tried_again(tab: Any) -> None:
+    held = threading.Event()
+    tab.ask("one", [], status=400, error="No.")
+    tab.wait("error")
+    failed = tab.answer(0)
+    tab.ask("two", ["a ", "b"], held=held)
+    expect(tab.answer(1).locator(".answer")).to_contain_text("a")
+    failed.get_by_role("button", name="Try again").click()
+    expect(tab.page.locator("#toast")).to_contain_text("An answer is being written")
+    held.set()
+    tab.wait("done", 1)
+    tab.will_answer(["now"])
+    failed.get_by_role("button", name="Try again").click()
+    expect(tab.answer(0).locator(".answer")).to_have_text("now")
+    tab.wait("done", 0)
+    tab.answer(0).get_by_role("button", name="Previous version").click()
+    expect(tab.page.locator(".bubble")).to_have_text(["one", "two"])
 
 
 def test_chats_survive_a_reload(tab: Any) -> None:
@@ -141,7 +180,10 @@ def test_a_chat_deleted_while_the_model_is_reading_stays_deleted(tab: Any) -> No
     page.wait_for_timeout(1500)  # longer than between saves
     page.locator(".chat", has_text="slow").hover()
     page.get_by_role("button", name="Delete: slow").click()
-    expect(page.locator("#announce")).to_have_text("The answer is complete.")
+    tab.until(lambda: tab.mock.disconnects == 1)
+    expect(page.locator("#announce")).to_contain_text(
+        "Reading"
+    )  # the end of an answer that is not shown is not announced
     assert page.evaluate("Object.keys(localStorage).filter(k => k.startsWith('dsv4.chat.'))") == []
     assert page.locator(".chat-open").count() == 0
 
@@ -217,3 +259,16 @@ def test_the_chosen_model_is_asked(tab: Any) -> None:
     tab.ask("hi", ["ok"])
     tab.wait("done")
     assert tab.mock.requests[0]["model"] == "large"
+
+
+def test_a_server_restarted_with_another_model_is_asked_for_that_one(tab: Any) -> None:
+    page = tab.page
+    expect(page.locator("#model")).to_have_text(MODEL)
+    page.route("**/v1/models", lambda route: route.fulfill(json={"data": [{"id": "newer"}]}))
+    tab.ask("hi", [], status=404, error=f"The model `{MODEL}` does not exist.")
+    failed = tab.wait("error")
+    expect(page.locator("#model")).to_have_text("newer")
+    tab.will_answer(["ok"])
+    failed.get_by_role("button", name="Try again").click()
+    tab.wait("done")
+    assert [request["model"] for request in tab.mock.requests] == [MODEL, "newer"]

@@ -1,10 +1,13 @@
 """Continuing an answer, editing a question that was too long, settings of one chat, the context meter."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from playwright.sync_api import expect
+
+from .test_tool_calls import PIECES
 
 
 def test_an_answer_cut_at_the_limit_is_continued(tab: Any) -> None:
@@ -18,6 +21,47 @@ def test_an_answer_cut_at_the_limit_is_continued(tab: Any) -> None:
     assert last == {"role": "assistant", "content": "one two", "reasoning_content": "Hm.", "prefix": True}
     assert answer.locator(".stats").inner_text() == "3 tokens"
     assert tab.page.locator(".assistant").count() == 1
+
+
+def test_figures_of_a_continued_answer_count_every_token_once(tab: Any) -> None:
+    tab.ask("count", ["one ", "two "], finish="length")
+    answer = tab.wait("length")
+    tab.will_answer(["three ", "four"], held=threading.Event())
+    answer.get_by_role("button", name="Continue").click()
+    expect(answer.locator(".answer")).to_have_text("one two three")
+    expect(answer.locator(".stats")).to_have_text("3 tokens")
+    tab.page.keyboard.press("Escape")
+    tab.wait("stopped")  # before its usage arrives
+    expect(answer.locator(".stats")).to_have_text("3 tokens")
+    tab.will_answer(["four"])
+    answer.get_by_role("button", name="Continue").click()
+    tab.wait("done")
+    answer.locator(".stats").click()
+    expect(answer.locator(".answer-details dd")).to_have_text(["dsv4-nano", "5 tokens", "4 tokens"])
+
+    add = """async ([node, before]) => {
+        (await import("/web/js/continuation.js")).addFigures(node, before);
+        return node;
+    }"""
+    timings = {"prompt_n": 9, "predicted_n": 11, "predicted_ms": 1000, "predicted_per_second": 10.0}
+    before = {"tokens": 11, "timings": timings, "officialCost": {"model": "a", "usd": 0.25}}
+    later = {"prompt_n": 20, "predicted_n": 21, "predicted_ms": 500, "predicted_per_second": 40.0}
+    node = {"tokens": 21, "timings": later, "officialCost": {"model": "a", "usd": 0.5}}
+    node["usage"] = {"prompt_tokens": 20, "completion_tokens": 21}
+    added = tab.page.evaluate(add, [node, before])
+    assert added["timings"] == {"prompt_n": 9, "predicted_n": 32, "predicted_ms": 1500, "predicted_per_second": 20}
+    assert (added["tokens"], added["officialCost"]["usd"]) == (32, 0.75)
+    assert (added["usage"]["prompt_tokens"], added["usage"]["completion_tokens"]) == (9, 32)
+
+
+def test_a_call_that_was_cut_off_begins_anew(tab: Any) -> None:
+    tab.ask("Oslo?", ["I look."], calls=PIECES[:2], finish="length")
+    tab.wait("length")
+    tab.will_answer([], calls=[PIECES[3] | {"index": 0}], finish="tool_calls")
+    tab.answer().get_by_role("button", name="Continue").click()
+    tab.wait("done")
+    expect(tab.page.locator(".tool-card strong")).to_have_text(["clock"])
+    expect(tab.page.locator(".tool-card .code code")).to_have_text(["{}"])
 
 
 @pytest.mark.parametrize("thought", ["", "it sat"])

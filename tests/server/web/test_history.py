@@ -106,3 +106,58 @@ def test_damaged_files_are_refused_in_words(tab: Any, tmp_path: Path) -> None:
         tab.page.set_input_files("#import-file", file)
         expect(tab.page.get_by_text(reason)).to_be_visible()
     assert titles(tab) == []
+
+
+def test_imported_picks_profile_and_settings_are_checked(tab: Any, tmp_path: Path) -> None:
+    page = tab.page
+    node = {"id": "a", "parent": None, "role": "user", "content": "hi"}
+    said = {
+        "id": "b",
+        "parent": "a",
+        "role": "assistant",
+        "content": "ok",
+        "status": "done",
+        "usage": {},
+        "timings": None,
+    }
+    chat = {"nodes": {"a": node, "b": said}, "picked": {"": "a", "a": "b", "b": "a"}, "profile": "constructor"}
+    chat["settings"] = {"temperature": "hot", "system": 5, "maxTokens": 7}
+    file = tmp_path / "chat.json"
+    file.write_text(json.dumps({"format": "dsv4.chat", "version": 1, "conversation": chat}))
+    page.set_input_files("#import-file", file)
+    expect(page.locator(".bubble")).to_have_text(["hi"])
+    page.reload()  # the path of the messages ends
+    expect(page.locator(".bubble")).to_have_text(["hi"])
+    page.get_by_role("button", name="Settings").click()
+    expect(page.get_by_label("Max tokens")).to_have_value("7")
+    page.get_by_role("button", name="Done").click()
+    tab.ask("more", ["fine"])
+    tab.wait("done", 1)
+    assert tab.mock.requests[0]["max_tokens"] == 7 and "temperature" not in tab.mock.requests[0]
+
+
+def test_a_chat_is_stored_once_the_browser_has_room_again(tab: Any) -> None:
+    page = tab.page
+    tab.ask("old", ["ok"])
+    tab.wait("done")
+    page.locator("#new-chat").click()
+    fill = """() => {
+        const set = Storage.prototype.setItem;
+        window.full = true;
+        Storage.prototype.setItem = function (...given) {
+            if (window.full) throw new DOMException("full", "QuotaExceededError");
+            set.apply(this, given);
+        };
+    }"""
+    page.evaluate(fill)
+    tab.ask("new", ["x "] * 600, pause=0.2)
+    expect(page.locator("#toast")).to_contain_text("storage is full")
+    page.locator(".chat", has_text="old").hover()
+    page.get_by_role("button", name="Delete: old").click()
+    page.wait_for_timeout(2500)  # longer than between saves
+    expect(page.get_by_role("button", name="Undo")).to_be_visible()
+    page.evaluate("window.full = false")
+    tab.until(lambda: "new" in page.evaluate("localStorage.getItem('dsv4.chats')"))
+    page.keyboard.press("Escape")
+    tab.wait("stopped")
+    expect(page.locator(".chat", has_text="new")).to_be_visible()

@@ -35,6 +35,39 @@ def test_failures_are_shown_and_can_be_retried(tab: Any, script: dict[str, Any],
     assert tab.wait("done").locator(".answer").inner_text() == "fine"
 
 
+def test_a_refusal_that_is_cut_off_can_be_retried(tab: Any) -> None:
+    cut = """() => {
+        const real = window.fetch;
+        window.fetch = (path, options) => {
+            if (!path.includes("completions")) return real(path, options);
+            window.fetch = real;
+            const body = new ReadableStream({ pull: (controller) => controller.error(new TypeError("cut")) });
+            return Promise.resolve(new Response(body, { status: 400 }));
+        };
+    }"""
+    tab.page.evaluate(cut)
+    tab.ask("hi", ["fine"])
+    failure = tab.wait("error").locator(".failure")
+    expect(failure).to_contain_text("The connection was lost.")
+    failure.get_by_role("button", name="Try again").click()
+    tab.wait("done")
+
+
+def test_text_from_right_to_left_is_laid_out_so_and_code_is_not(tab: Any) -> None:
+    page = tab.page
+    tab.ask(
+        "\u05e9\u05dc\u05d5\u05dd", ["\u05e9\u05dc\u05d5\u05dd `a.b` $x^2$\n\n- \u05d0\n\nplain\n\n```\nx = 1\n```\n"]
+    )
+    answer = tab.wait("done")
+    direction = "e => getComputedStyle(e).direction"
+    assert page.locator(".bubble > div").evaluate(direction) == "rtl"
+    for place, expected in {"p": "rtl", "ul": "rtl", "p > code": "ltr", ".math": "ltr", "pre": "ltr"}.items():
+        assert answer.locator(f".answer {place}").first.evaluate(direction) == expected, place
+    assert answer.locator(".answer p").last.evaluate(direction) == "ltr"
+    page.fill("#prompt", "\u05d0")
+    assert page.locator("#prompt").evaluate(direction) == "rtl"
+
+
 def test_server_away_and_back(tab: Any) -> None:
     page = tab.page
     page.route("**/v1/**", lambda route: route.abort())

@@ -82,6 +82,19 @@ def test_api_key_is_asked_for_sent_and_kept_for_the_tab_only(tab: Any) -> None:
     assert "sk-right" not in page.evaluate("JSON.stringify(localStorage)")
 
 
+def test_a_key_that_cannot_be_sent_is_a_wrong_one(tab: Any) -> None:
+    tab.mock.key = "sk-right"
+    tab.page.reload()
+    field = tab.page.get_by_role("alert").get_by_label("API key")
+    field.fill("sk-r\u0456ght")
+    field.press("Enter")
+    expect(tab.page.locator("#banner")).to_contain_text("did not accept this API key")
+    tab.ask("hi")
+    failure = tab.wait("error").locator(".failure")
+    expect(failure).to_contain_text("did not accept this API key")
+    expect(failure).to_contain_text("a character that is not ASCII")
+
+
 def test_a_right_key_removes_every_refusal(tab: Any) -> None:
     page = tab.page
     tab.mock.key = "sk-right"

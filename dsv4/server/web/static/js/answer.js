@@ -9,10 +9,10 @@ import { ToolCards } from "./tool-card.js";
 
 /**
  * `actions`: {again(node), goOn(node), retry(node), editQuestion(node), pick(node), inspect(node), fresh(),
- * sendResults(node, results of its tool calls)}; `versions`: the answer's siblings.
+ * sendResults(node, results of its tool calls)}.
  */
 export class AnswerView {
-  constructor(node, versions, actions) {
+  constructor(node, actions) {
     this.node = node;
     this.actions = actions;
     this.time = h("span", { class: "thinking-label" });
@@ -50,7 +50,8 @@ export class AnswerView {
     this.copy = iconButton("copy", "Copy answer", () => copyFrom(this.copy, node.content));
     this.again = iconButton("again", "Answer again", () => actions.again(node));
     this.inspect = iconButton("inspect", "Inspect answer", () => actions.inspect(node));
-    this.foot = h("footer", {}, pager(node, versions, actions), this.copy, this.again, this.inspect, this.stats);
+    this.pager = pager(node, actions);
+    this.foot = h("footer", {}, this.pager, this.copy, this.again, this.inspect, this.stats);
     const parts = [this.thinking, this.waiting, this.body, this.calls.element, this.notice, this.failure, this.foot, this.details];
     this.element = h("article", { class: "message assistant", "aria-label": "Answer" }, ...parts);
     this.update();
@@ -74,7 +75,8 @@ export class AnswerView {
     this.inspect.hidden = streaming || !node.answerId || !node.tokens;
     this.again.hidden = streaming || node.status === "error";
     this.stats.textContent = describeSpeed(
-      streaming ? (node.timings?.predicted_n ?? node.pieces) : node.tokens,
+      // The tokens of an answer that goes on are those before it went on.
+      streaming ? (node.tokens ?? 0) + (node.timings?.predicted_n ?? node.pieces) : node.tokens,
       node.timings,
     );
     this.stats.hidden = !this.stats.textContent;
@@ -159,7 +161,8 @@ export class AnswerView {
   }
 }
 
-function noticeOf(node) {
+/** How an answer ended, if not as it should have; else "". */
+export function noticeOf(node) {
   if (node.status === "length") return "Stopped at the token limit.";
   if (node.status === "stopped") return node.content ? "This answer was stopped." : "Stopped before the answer began.";
   if (node.status === "done" && !node.content && !node.toolCalls) return "The model gave no answer.";

@@ -14,6 +14,8 @@ export class ApiError extends Error {
   }
 }
 
+const SENDABLE = /^[\x21-\x7e]*$/; // an API key: browsers refuse other characters in a header, or garble them
+
 const TITLES = {
   offline: "The server cannot be reached",
   key: "The server asks for an API key",
@@ -39,19 +41,21 @@ export function describe(error, isFirst = false) {
 
 function headers() {
   const key = apiKey();
+  if (!SENDABLE.test(key)) throw new ApiError("key", "It has a space, or a character that is not ASCII.");
   return { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
 }
 
 async function request(path, options) {
+  const sent = { ...options, headers: headers() };
   let response;
   try {
-    response = await fetch(path, { ...options, headers: headers() });
+    response = await fetch(path, sent);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError("offline", "Check that it is running, then try again.");
   }
   if (response.ok) return response;
-  const message = messageOf(await response.text()) || `HTTP ${response.status} ${response.statusText}`.trim();
+  const message = messageOf(await textOf(response)) || `HTTP ${response.status} ${response.statusText}`.trim();
   if (response.status >= 500) await throwIfStopped();
   throw new ApiError(kindOf(response.status, message), message, secondsOf(response.headers.get("Retry-After")));
 }
@@ -107,19 +111,19 @@ function kindOf(status, message) {
 
 /** The server's models {id, context}, the default first, without aliases (entries with another `root`). */
 export async function listModels() {
-  const body = parse(await (await request("v1/models", {})).text());
+  const body = parse(await textOf(await request("v1/models", {})));
   const models = body.data.filter((model) => !model.root || model.root === model.id);
   return (models.length ? models : body.data).map((model) => ({ id: model.id, context: model.context_window }));
 }
 
 /** Tokens of a recent answer and the model's shape (dsv4/server/inspection.py). */
 export async function inspectAnswer(id, signal) {
-  return parse(await (await request(`inspect/${encodeURIComponent(id)}`, { signal })).text());
+  return parse(await textOf(await request(`inspect/${encodeURIComponent(id)}`, { signal })));
 }
 
 /** Trace of the computation that read the token at `position`. */
 export async function inspectToken(id, position, signal) {
-  return parse(await (await request(`inspect/${encodeURIComponent(id)}/${position}`, { signal })).text());
+  return parse(await textOf(await request(`inspect/${encodeURIComponent(id)}/${position}`, { signal })));
 }
 
 /** Yields the chunks of a streamed chat completion; throws ApiError for an error event or a missing [DONE]. */
@@ -155,7 +159,7 @@ export async function* eventData(stream) {
   let data = [];
   try {
     while (true) {
-      const { value, done } = await readFrom(reader);
+      const { value, done } = await received(reader.read());
       if (done) return;
       const lines = (rest + value).split("\n");
       rest = lines.pop();
@@ -173,9 +177,12 @@ export async function* eventData(stream) {
   }
 }
 
-async function readFrom(reader) {
+const textOf = (response) => received(response.text());
+
+/** What `reading` gives; ApiError "broken" if the connection is lost meanwhile. */
+async function received(reading) {
   try {
-    return await reader.read();
+    return await reading;
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError("broken", "The connection was lost.");

@@ -80,10 +80,13 @@ export function setupAttachments(place, changed, insert) {
     files = next;
     draw();
   };
-  const add = async (chosen) => {
+  let reading = Promise.resolve();
+  const add = (chosen) => (reading = reading.then(() => read(chosen)));
+  const read = async (chosen) => {
     for (const file of chosen) {
       try {
-        set([...files, await readText(file)]);
+        const taken = await readText(file);
+        set([...files, taken]);
       } catch (error) {
         toast(error.message);
       }
@@ -94,6 +97,8 @@ export function setupAttachments(place, changed, insert) {
     /** A pasted text. */
     paste: (text) => set([...files, { name: "Pasted text", text, pasted: true }]),
     any: () => files.length > 0,
+    /** Waits for the files that are still being read. */
+    settled: () => reading,
     /** The files, which are no longer attached then. */
     take: () => {
       const taken = files;

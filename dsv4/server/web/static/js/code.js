@@ -69,7 +69,7 @@ export function codeBlock(text, info) {
   );
   const figure = h(
     "figure",
-    { class: "code" },
+    { class: "code", dir: "ltr" },
     h("figcaption", {}, h("span", {}, name || "text"), button),
     h("pre", { tabindex: "0" }, code),
   );

@@ -3,6 +3,7 @@
 import { setupAttachments } from "./attachments.js";
 import { byId, h, icon } from "./dom.js";
 import { foldButton, measure } from "./fold.js";
+import { isComposing } from "./keys.js";
 import { UNBROKEN } from "./markdown.js";
 import { changeProfile, profile } from "./profiles.js";
 
@@ -60,7 +61,8 @@ export function setupComposer(actions) {
     refresh();
     if (pasted) requestAnimationFrame(() => (area.scrollTop = 0));
   };
-  const send = () => {
+  const send = async () => {
+    await attachments.settled();
     const text = area.value.trim();
     if (running || (!text && !attachments.any())) return;
     area.value = "";
@@ -97,8 +99,7 @@ export function setupComposer(actions) {
     event.preventDefault();
   });
   area.addEventListener("keydown", (event) => {
-    // isComposing: Enter that confirms an input method's word must not send.
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    if (event.key !== "Enter" || event.shiftKey || isComposing(event)) return;
     event.preventDefault();
     send();
   });

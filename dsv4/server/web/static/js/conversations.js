@@ -1,21 +1,29 @@
 // Conversations: trees of messages. Editing a question or asking again adds a sibling; `picked` selects the shown one.
 //
 // conversation  {id, title, created, updated, pinned, profile, settings, nodes: {id: node},
-//               picked: {parent id or "": child id}}
+//               picked: {parent id or "": child id}, removed: [node id],
+//               changed: {field: time of its last change, in ms}}
 // node          {id, parent, role: "user", content, files: [{name, text, pasted}]}
 //               {id, parent, role: "assistant", content, reasoning, status, model, thinkMs, usage, timings, tokens, error,
 //               officialCost, toolCalls: [{id, name, arguments, result}]}; the answer after its tools' results is its child
 //               answerId: the server's id of the answer, for the inspector
-//               saved: time of the last save by the tab that writes it, in ms
+//               saved: time of its last save or change by the tab that writes it, in ms
 // status        "streaming" | "done" | "stopped" | "length" | "error"
 
 import { withFiles } from "./attachments.js";
-import { load, save } from "./storage.js";
+import { load, save, watch } from "./storage.js";
 
 const INDEX = "chats";
 const NO_RESULT = "No result was given."; // of a call that the user went past with another message
 export const SILENCE = 5000; // ms without a save after which the tab that wrote an answer counts as closed
 const key = (id) => `chat.${id}`;
+const deleted = new Set(); // ids: this tab may still hold such a conversation, and must not store it again
+
+watch((name, isRemoved) => {
+  if (!name.startsWith(key(""))) return;
+  if (isRemoved) deleted.add(name.slice(key("").length));
+  else restore(name.slice(key("").length));
+});
 
 // getRandomValues, unlike randomUUID, also exists on plain http.
 function newId() {
@@ -40,46 +48,76 @@ function isAlive(node) {
 /** The stored conversation, or null. An unfinished answer that no tab writes any more becomes "stopped". */
 export function read(id) {
   const conversation = load(key(id), null);
-  if (!conversation) return null;
-  for (const node of Object.values(conversation.nodes)) {
-    if (node.status === "streaming" && !isAlive(node)) node.status = "stopped";
-  }
+  if (conversation) stopAbandoned(conversation);
   return conversation;
 }
 
+/** Stops the answers that no tab writes any more; returns them. */
+export function stopAbandoned(conversation) {
+  const isAbandoned = (node) => node.status === "streaming" && !isAlive(node);
+  const nodes = Object.values(conversation.nodes).filter(isAbandoned);
+  for (const node of nodes) node.status = "stopped";
+  return nodes;
+}
+
+/** Sets fields of the conversation: of a field that another tab has set too, the later value stays. */
+export function change(conversation, fields) {
+  const times = Object.keys(fields).map((name) => [name, Date.now()]);
+  Object.assign(conversation, fields, { changed: { ...conversation.changed, ...Object.fromEntries(times) } });
+}
+
 /**
- * Stores the conversation and moves it to the top of the list; false if the browser refuses.
- * First merges what other tabs have added to the stored copy.
+ * Stores the conversation and moves it to the top of the list; false if the browser refuses. Skips a deleted one. First
+ * merges what other tabs have added to the stored copy.
  */
 export function write(conversation) {
-  merge(conversation, load(key(conversation.id), null));
+  if (deleted.has(conversation.id)) return true;
+  merge(conversation);
   const { id, title, updated, pinned } = conversation;
   const others = list().filter((entry) => entry.id !== id);
   const entries = [{ id, title, updated, pinned }, ...others].sort((a, b) => b.updated - a.updated);
   return save(key(id), conversation) && save(INDEX, entries);
 }
 
-function merge(conversation, stored) {
-  for (const node of Object.values(stored?.nodes ?? {})) {
-    const own = conversation.nodes[node.id];
-    if (own) {
-      if ((node.saved ?? 0) > (own.saved ?? 0)) Object.assign(own, node);
-    } else if (!conversation.removed?.includes(node.id)) {
-      conversation.nodes[node.id] = node;
-      conversation.picked[node.parent ?? ""] ??= node.id;
+/** Takes over what other tabs have stored of the conversation, into its own messages. */
+export function merge(conversation) {
+  const stored = load(key(conversation.id), null);
+  if (!stored) return;
+  const { nodes, picked } = conversation;
+  for (const [name, time] of Object.entries(stored.changed ?? {}))
+    if (time > (conversation.changed?.[name] ?? 0)) {
+      conversation[name] = stored[name];
+      conversation.changed = { ...conversation.changed, [name]: time };
     }
+  conversation.updated = Math.max(conversation.updated, stored.updated);
+  for (const id of stored.removed ?? []) if (nodes[id] && !hasReplies(conversation, nodes[id])) drop(conversation, id);
+  for (const node of Object.values(stored.nodes)) {
+    const own = nodes[node.id];
+    if (!own && !conversation.removed?.includes(node.id)) nodes[node.id] = node;
+    if (!own || (node.saved ?? 0) <= (own.saved ?? 0)) continue;
+    for (const name of Object.keys(own)) delete own[name];
+    Object.assign(own, node);
   }
+  // What is picked here stays picked, unless it is gone.
+  const isGone = (parent) => !nodes[picked[parent]];
+  for (const [parent, id] of Object.entries(stored.picked)) if (isGone(parent) && nodes[id]) picked[parent] = id;
 }
 
-/** Deletes the stored conversation; returns it for undo. */
+/** Deletes the stored conversation; returns it for undo, which restores it. */
 export function remove(id) {
   const conversation = read(id);
+  deleted.add(id);
   save(
     INDEX,
     list().filter((entry) => entry.id !== id),
   );
   save(key(id), null);
   return conversation;
+}
+
+/** Lets the conversation be stored again after it was deleted. */
+export function restore(id) {
+  deleted.delete(id);
 }
 
 /** Adds a message under `parent` (null: the first message) and picks it. */
@@ -92,13 +130,27 @@ export function addNode(conversation, parent, fields) {
   return node;
 }
 
+/** True if a message follows this one, picked or not. */
+export function hasReplies(conversation, node) {
+  return Object.values(conversation.nodes).some((other) => other.parent === node.id);
+}
+
+/** True if the message stands under the one with this id; "": if it is a first one. */
+export function isUnder(node, parent) {
+  return (node.parent ?? "") === parent;
+}
+
 /** Removes a message without replies; picks the sibling before it, if any. */
 export function removeNode(conversation, node) {
   const rest = siblings(conversation, node).filter((other) => other.id !== node.id);
-  delete conversation.nodes[node.id];
-  conversation.removed = [...(conversation.removed ?? []), node.id];
+  drop(conversation, node.id);
   if (rest.length) pick(conversation, rest.at(-1));
   else delete conversation.picked[node.parent ?? ""];
+}
+
+function drop(conversation, id) {
+  delete conversation.nodes[id];
+  conversation.removed = [...(conversation.removed ?? []), id];
 }
 
 /** Picks `node` among its siblings. */
@@ -114,11 +166,8 @@ export function siblings(conversation, node) {
 /** The shown messages, first to last. */
 export function path(conversation) {
   const nodes = [];
-  for (let id = conversation.picked[""]; id; id = conversation.picked[id]) {
-    const node = conversation.nodes[id];
-    if (!node) break;
-    nodes.push(node);
-  }
+  const next = (id) => conversation.nodes[conversation.picked[id]];
+  for (let id = ""; next(id) && isUnder(next(id), id); id = nodes.at(-1).id) nodes.push(next(id));
   return nodes;
 }
 

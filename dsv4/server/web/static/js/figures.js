@@ -93,7 +93,7 @@ export function describeDetails({ model, usage: whole, timings, officialCost }) 
 }
 
 /** Usage of an answer that was stopped before the server said it; undefined before its first token. */
-function usageSoFar({ cache_n: cached, prompt_n: read, predicted_n: written } = {}) {
+export function usageSoFar({ cache_n: cached = 0, prompt_n: read, predicted_n: written } = {}) {
   if (!written) return undefined;
   return { prompt_tokens: cached + read, prompt_tokens_details: { cached_tokens: cached }, completion_tokens: written };
 }

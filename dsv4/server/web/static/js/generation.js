@@ -1,6 +1,7 @@
 // Answers in progress: at most one per conversation; they continue while another conversation is shown.
 
 import { ApiError, describe, streamChat } from "./api.js";
+import { addFigures, takeFigures } from "./continuation.js";
 import { TRIES, unlessStopped } from "./waiting.js";
 
 const running = new Map(); // conversation id -> AbortController
@@ -31,8 +32,8 @@ export async function generate(conversation, node, body, changed) {
   const { signal } = controller;
   running.set(conversation.id, controller);
   const sent = { kind: "sent", since: Date.now() };
-  const written = node.tokens ?? 0;
-  delete node.error;
+  const before = takeFigures(node);
+  for (const name of ["error", "toolCalls"]) delete node[name]; // a call that was cut off is not sent: it begins anew
   Object.assign(node, { content: node.content ?? "", reasoning: node.reasoning ?? "", status: "streaming", pieces: 0, phase: sent });
   try {
     const asked = await unlessStopped(body(), signal);
@@ -52,7 +53,7 @@ export async function generate(conversation, node, body, changed) {
   } finally {
     running.delete(conversation.id);
     finish(node);
-    node.tokens += written;
+    addFigures(node, before);
     changed();
   }
 }

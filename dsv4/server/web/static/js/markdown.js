@@ -164,7 +164,9 @@ function block(source, links) {
   if (Object.keys(lexer.tokens.links).length <= LINKS) Object.assign(links, lexer.tokens.links);
   const element = document.createElement("div");
   element.className = UNBROKEN.test(source) ? "block unbroken" : "block";
+  element.dir = "auto"; // by its first letter that has a direction
   element.append(DOMPurify.sanitize(marked.parser(tokens), PURIFY));
+  for (const part of element.querySelectorAll("code, .math")) part.dir = "ltr";
   element.hidden = tokens.every((token) => token.type === "space" || token.type === "def");
   for (const pre of element.querySelectorAll("pre")) {
     const code = pre.querySelector("code");
@@ -182,7 +184,7 @@ function block(source, links) {
 }
 
 function plain(source, reason) {
-  const text = h("div", { class: UNBROKEN.test(source) ? "plain unbroken" : "plain" }, source);
+  const text = h("div", { class: UNBROKEN.test(source) ? "plain unbroken" : "plain", dir: "auto" }, source);
   return h("div", { class: "block" }, text, h("p", { class: "plain-note" }, REASONS[reason]));
 }
 

@@ -4,16 +4,19 @@
 // settings  {system, temperature, topP, maxTokens, tools}; null: the server's default; tools: JSON text
 // profile   settings, and {model, thinking, effort}
 
-import { load, save } from "./storage.js";
+import { load, save, watch } from "./storage.js";
 
 export const PROFILES = { instant: "Instant", expert: "Expert" };
+/** True for the key of a profile. */
+export const isProfile = (name) => Object.hasOwn(PROFILES, name);
 const SETTINGS = { system: "", temperature: null, topP: null, maxTokens: null, tools: "" };
 const DEFAULTS = {
   instant: { model: null, thinking: false, effort: "high", ...SETTINGS },
   expert: { model: null, thinking: true, effort: "high", ...SETTINGS },
 };
 
-let chosen = load("profile", "expert") in PROFILES ? load("profile", "expert") : "expert";
+const remembered = load("profile", "expert");
+let chosen = isProfile(remembered) ? remembered : "expert";
 
 /** Key of the chosen profile. */
 export function profileName() {
@@ -27,10 +30,14 @@ export function profile() {
 
 /** Chooses a profile; a "profile" event on the document tells the page. An unknown name changes nothing. */
 export function chooseProfile(name) {
-  if (!(name in PROFILES) || name === chosen) return;
+  if (!isProfile(name) || name === chosen) return;
   save("profile", (chosen = name));
-  document.dispatchEvent(new Event("profile"));
+  tell();
 }
+
+const tell = () => document.dispatchEvent(new Event("profile"));
+// Requests read the profiles as they are stored: what another tab has changed is shown here too.
+watch((name) => name.startsWith("profile") && tell());
 
 /** Stores changed fields of the chosen profile. */
 export function changeProfile(fields) {
@@ -52,6 +59,14 @@ export function settingsOf(conversation) {
 export function ownSettings() {
   const { system, temperature, topP, maxTokens, tools } = profile();
   return { system, temperature, topP, maxTokens, tools };
+}
+
+/** The settings of a file that have the type they have here: text, or a number or null. */
+export function checkedSettings(settings) {
+  const isNumber = (value) => value === null || Number.isFinite(value);
+  const isRight = ([name, ours]) => (ours === null ? isNumber(settings[name]) : typeof settings[name] === "string");
+  const right = Object.entries(SETTINGS).filter(isRight);
+  return Object.fromEntries(right.map(([name]) => [name, settings[name]]));
 }
 
 /** Request fields of the thinking switches. */

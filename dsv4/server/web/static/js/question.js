@@ -3,26 +3,28 @@
 import { fileList } from "./attachments.js";
 import { copyFrom, h, iconButton } from "./dom.js";
 import { beginning, foldButton, measure } from "./fold.js";
+import { isComposing } from "./keys.js";
 import { UNBROKEN } from "./markdown.js";
 import { pager } from "./pager.js";
 
-/** `actions`: {edit(node, text), pick(node)}; `versions`: the message's siblings. */
+/** `actions`: {edit(node, text) -> false if it is refused, pick(node)}. */
 export class QuestionView {
-  constructor(node, versions, actions) {
+  constructor(node, actions) {
     this.node = node;
     this.actions = actions;
     const text = h(
       "div",
-      { class: UNBROKEN.test(node.content) ? "unbroken" : null, id: `text-${node.id}` },
+      { class: UNBROKEN.test(node.content) ? "unbroken" : null, id: `text-${node.id}`, dir: "auto" },
       ...withCode(node.content),
     );
     this.bubble = h("div", { class: "bubble" }, text);
     if (measure(node.content).isLong) this.fold(text);
     const copy = iconButton("copy", "Copy message", () => copyFrom(copy, node.content));
+    this.pager = pager(node, actions);
     this.foot = h(
       "footer",
       {},
-      pager(node, versions, actions),
+      this.pager,
       copy,
       iconButton("edit", "Edit message", () => this.edit()),
     );
@@ -46,7 +48,7 @@ export class QuestionView {
   }
 
   edit() {
-    const area = h("textarea", { "aria-label": "Edit message", rows: "3" });
+    const area = h("textarea", { "aria-label": "Edit message", rows: "3", dir: "auto" });
     area.value = this.node.content;
     const close = () => {
       form.replaceWith(this.bubble);
@@ -54,8 +56,8 @@ export class QuestionView {
     };
     const send = () => {
       const text = area.value.trim();
-      close();
-      if (text && text !== this.node.content) this.actions.edit(this.node, text);
+      const isNew = text && text !== this.node.content;
+      if (!isNew || this.actions.edit(this.node, text)) close();
     };
     const cancel = h("button", { type: "button", class: "button quiet", onclick: close }, "Cancel");
     const submit = h("button", { type: "submit", class: "button" }, "Send");
@@ -64,8 +66,9 @@ export class QuestionView {
       send();
     };
     const onkeydown = (event) => {
+      if (isComposing(event)) return;
       if (event.key === "Escape") close();
-      else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) onsubmit(event);
+      else if (event.key === "Enter" && !event.shiftKey) onsubmit(event);
       else return;
       event.stopPropagation();
     };
@@ -93,7 +96,7 @@ function withCode(text) {
   for (const line of text.split("\n")) {
     if (fence && /^\s*```\s*$/.test(line)) {
       if (plain.length) children.push(plain.join("\n"));
-      children.push(h("pre", {}, h("code", {}, fence.slice(1).join("\n"))));
+      children.push(h("pre", { dir: "ltr" }, h("code", {}, fence.slice(1).join("\n"))));
       [plain, fence] = [[], null];
     } else if (fence) fence.push(line);
     else if (/^\s*```[^`]*$/.test(line)) fence = [line];

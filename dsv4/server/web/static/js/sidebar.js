@@ -1,6 +1,7 @@
 // The sidebar: list of chats to open, rename, delete with undo; a drawer on small screens.
 
 import { byId, h, icon, iconButton } from "./dom.js";
+import { isComposing } from "./keys.js";
 import { matching } from "./search.js";
 import { load, save } from "./storage.js";
 
@@ -27,14 +28,19 @@ export function setupSidebar(actions) {
   byId("scrim").addEventListener("click", () => set(false));
   for (const id of ["new-chat", "new-chat-small"]) byId(id).addEventListener("click", actions.create);
   small.addEventListener("change", restore);
-  document.addEventListener("keydown", (event) => event.key === "Escape" && small.matches && set(false));
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || isComposing(event)) return;
+    const isDrawer = small.matches && root.dataset.sidebar === "open";
+    if (isDrawer) set(false);
+    if (isDrawer || event.target === search) event.preventDefault(); // not meant for the running answer
+  });
   restore();
   const search = byId("search");
   let last = [[], null];
   const redraw = () => draw(matching(last[0], search.value), last[1], actions, search.value.trim());
   search.addEventListener("input", redraw);
   search.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape" || !search.value) return;
+    if (event.key !== "Escape" || isComposing(event) || !search.value) return;
     search.value = "";
     event.stopPropagation();
     redraw();
@@ -42,7 +48,29 @@ export function setupSidebar(actions) {
   return { draw: (...shown) => redraw((last = shown)), close };
 }
 
+let drawn = ""; // what the list shows, as JSON
+
+/** Draws the list, unless it shows this already or a title is being typed into it. */
 function draw(entries, shown, actions, query) {
+  if (byId("chats").querySelector("input")) return;
+  const next = JSON.stringify([entries, shown, query, new Date().toDateString()]);
+  if (next === drawn) return;
+  drawn = next;
+  keepingFocus(() => build(entries, shown, actions, query));
+}
+
+/** Runs `change`; the focus returns to the same button of the same chat. */
+function keepingFocus(change) {
+  const focused = document.activeElement;
+  const item = focused?.closest("#chats .chat");
+  const at = item && [...item.children].indexOf(focused);
+  change();
+  const row = item && byId("chats").querySelector(`[data-id="${item.dataset.id}"]`);
+  // The other buttons are shown while one in their row has the focus.
+  for (const i of [0, at]) row?.children[i]?.focus({ preventScroll: true });
+}
+
+function build(entries, shown, actions, query) {
   const groups = new Map();
   for (const entry of entries) {
     const name = entry.pinned ? PINNED : groupOf(entry.updated);
@@ -80,9 +108,10 @@ function row(entry, shown, actions) {
   );
   const edit = iconButton("edit", `Rename: ${entry.title}`, () => rename(item, entry, actions));
   const pinLabel = `${entry.pinned ? "Unpin" : "Pin"}: ${entry.title}`;
-  const pin = iconButton("pin", pinLabel, () => actions.pin(entry.id, !entry.pinned), { "aria-pressed": Boolean(entry.pinned) });
+  const pressed = { "aria-pressed": String(Boolean(entry.pinned)) };
+  const pin = iconButton("pin", pinLabel, () => actions.pin(entry.id, !entry.pinned), pressed);
   const remove = iconButton("trash", `Delete: ${entry.title}`, () => actions.remove(entry.id));
-  const item = h("li", { class: shown ? "chat shown" : "chat" }, open, pin, edit, remove);
+  const item = h("li", { class: shown ? "chat shown" : "chat", dataset: { id: entry.id } }, open, pin, edit, remove);
   return item;
 }
 
@@ -93,13 +122,19 @@ function rename(item, entry, actions) {
   const finish = (keep) => {
     if (!open) return;
     open = false;
+    drawn = "";
+    keepingFocus(() => item.replaceChildren(...buttons));
     actions.rename(entry.id, keep && input.value.trim() ? input.value.trim() : entry.title);
   };
   input.addEventListener("blur", () => finish(true));
   input.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" || event.key === "Escape") finish(event.key === "Enter");
+    const ends = (event.key === "Enter" || event.key === "Escape") && !isComposing(event);
     event.stopPropagation();
+    if (!ends) return;
+    event.preventDefault(); // Enter would press the button that gets the focus
+    finish(event.key === "Enter");
   });
+  const buttons = [...item.children];
   item.replaceChildren(input);
   input.select();
 }

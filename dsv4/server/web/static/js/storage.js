@@ -23,6 +23,13 @@ export function save(name, value) {
   }
 }
 
+/** Calls `changed(name, isRemoved)` after another tab has stored or removed a value; "" if it has removed all. */
+export function watch(changed) {
+  addEventListener("storage", ({ key, newValue }) => {
+    if (key === null || key.startsWith(PREFIX)) changed((key ?? PREFIX).slice(PREFIX.length), newValue === null);
+  });
+}
+
 let memoryKey = "";
 
 /** The API key, kept in this tab's sessionStorage, never in localStorage. */

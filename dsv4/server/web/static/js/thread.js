@@ -33,9 +33,9 @@ export class Thread {
   /** Shows the conversation's picked messages; `following` false keeps the scroll position. */
   show(conversation, following = true) {
     const nodes = conversations.path(conversation);
-    this.dirty.clear();
     this.views = new Map(nodes.map((node) => [node.id, this.view(conversation, node)]));
-    this.column.replaceChildren(...[...this.views.values()].map((view) => view.element));
+    this.dirty.clear();
+    arrange(this.column, [...this.views.values()].map((view) => view.element));
     byId("main").classList.toggle("empty", nodes.length === 0);
     this.following = following;
     if (following) this.toEnd();
@@ -43,15 +43,14 @@ export class Thread {
   }
 
   view(conversation, node) {
-    const versions = conversations.siblings(conversation, node);
-    const signature = versions.map((version) => version.id).join();
-    const old = this.views.get(node.id);
-    if (old?.node === node && old.signature === signature) {
-      old.update();
-      return old;
-    }
     const View = node.role === "user" ? QuestionView : AnswerView;
-    return Object.assign(new View(node, versions, this.actions), { signature });
+    const old = this.views.get(node.id);
+    const view = old?.node === node ? old : new View(node, this.actions);
+    // Another tab's change is told by the time of the save alone.
+    if (view === old && (this.dirty.has(node.id) || view.saved !== node.saved)) view.update();
+    view.saved = node.saved;
+    view.pager.show(conversations.siblings(conversation, node));
+    return view;
   }
 
   /** Schedules a redraw of a message: pieces that arrive within one frame are drawn together. */
@@ -99,4 +98,12 @@ export class Thread {
     [this.following, this.held] = [true, false];
     this.scroller.scrollTo({ top: this.scroller.scrollHeight, behavior: smooth ? "smooth" : "instant" });
   }
+}
+
+/** Makes `elements` the children of `place`. Those that stay there are not moved, which would take their focus. */
+function arrange(place, elements) {
+  for (const child of [...place.children]) if (!elements.includes(child)) child.remove();
+  elements.forEach((element, i) => {
+    if (place.children[i] !== element) place.insertBefore(element, place.children[i] ?? null);
+  });
 }

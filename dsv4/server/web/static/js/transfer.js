@@ -2,10 +2,13 @@
 
 import * as conversations from "./conversations.js";
 import { h } from "./dom.js";
+import { checkedSettings, isProfile } from "./profiles.js";
 import { pretty } from "./tool-card.js";
 
 const FORMAT = "dsv4.chat";
 const VERSION = 1;
+const ID = /^[A-Za-z0-9]+$/;
+const ROLES = ["user", "assistant"];
 const STATES = ["done", "stopped", "length", "error"];
 
 /** The shown messages as Markdown. */
@@ -56,32 +59,49 @@ export function fromJson(text) {
   const fresh = conversations.create();
   for (const [id, node] of Object.entries(nodes ?? {})) fresh.nodes[id] = checked(id, node, nodes);
   if (!Object.keys(fresh.nodes).length) throw new Error("The exported chat has no messages.");
-  for (const [parent, id] of Object.entries(picked ?? {})) if (fresh.nodes[id]) fresh.picked[parent] = id;
+  for (const [parent, id] of Object.entries(picked ?? {}))
+    if (Object.hasOwn(fresh.nodes, id) && conversations.isUnder(fresh.nodes[id], parent)) fresh.picked[parent] = id;
   Object.assign(fresh, { title: String(title ?? ""), created: time(created), updated: time(updated) });
-  if (settings && typeof settings === "object") fresh.settings = settings;
-  if (profile) fresh.profile = String(profile);
+  if (settings && typeof settings === "object") fresh.settings = checkedSettings(settings);
+  if (isProfile(profile)) fresh.profile = profile;
   return fresh;
 }
 
 function checked(id, node, nodes) {
-  const roles = { user: true, assistant: true };
-  if (!node || node.id !== id || !roles[node.role] || typeof node.content !== "string")
+  const isWhole = ID.test(id) && node?.id === id && ROLES.includes(node.role) && typeof node.content === "string";
+  if (!isWhole)
     throw new Error(`Message ${id} of the file is damaged.`);
   const seen = new Set([id]);
   for (let parent = node.parent; parent !== null; parent = nodes[parent].parent) {
-    if (seen.has(parent) || !nodes[parent]) throw new Error(`Message ${id} of the file has no way to the first one.`);
+    if (seen.has(parent) || !Object.hasOwn(nodes, parent))
+      throw new Error(`Message ${id} of the file has no way to the first one.`);
     seen.add(parent);
   }
   const { parent, role, content } = node;
   if (role === "user") return { id, parent, role, content, ...filesOf(node) };
   const status = STATES.includes(node.status) ? node.status : "stopped";
-  const { reasoning, model, thinkMs, usage, timings, tokens, error, officialCost } = node;
-  const kept = { id, parent, role, content, status, reasoning: String(reasoning ?? ""), thinkMs, usage, timings, tokens };
+  const { reasoning, model, error, officialCost } = node;
+  const kept = { id, parent, role, content, status, reasoning: String(reasoning ?? ""), ...figuresOf(node) };
   if (model) kept.model = String(model);
   if (Number.isFinite(officialCost?.usd)) kept.officialCost = { model: String(officialCost.model), usd: officialCost.usd };
   if (Array.isArray(node.toolCalls) && node.toolCalls.length) kept.toolCalls = node.toolCalls.map(callOf);
   if (error) kept.error = { kind: "request", title: String(error.title), detail: String(error.detail) };
   return kept;
+}
+
+/** The figures of an answer that are numbers. */
+function figuresOf({ thinkMs, tokens, usage, timings }) {
+  const kept = Object.fromEntries(Object.entries({ thinkMs, tokens }).filter(([, value]) => Number.isFinite(value)));
+  if (Number.isFinite(usage?.prompt_tokens) && Number.isFinite(usage.completion_tokens)) kept.usage = numbersOf(usage);
+  if (timings) kept.timings = numbersOf(timings);
+  return kept;
+}
+
+/** The numbers of an object and of those in it. */
+function numbersOf(object) {
+  const isObject = (value) => Object(value) === value;
+  const parts = Object.entries(object).filter(([, value]) => Number.isFinite(value) || isObject(value));
+  return Object.fromEntries(parts.map(([name, value]) => [name, isObject(value) ? numbersOf(value) : value]));
 }
 
 function callOf(call) {
