@@ -196,6 +196,23 @@ def test_workers_of_a_run_that_was_taken_back_see_no_later_weights(folder: Path,
             assert published.latest() == seen
 
 
+def test_workers_of_an_earlier_learner_write_no_more_when_requests_are_forgotten(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, lost = make_service(tmp_path, folder, Ending(None)), list[set[int]]()
+    service.queue.add(1, [NewRequest(0, (3, 4), {"seed": 1})])
+    (lease,) = service.queue.lease("w", 1)
+    keep = service.queue.keep
+
+    def noted(first: int) -> None:
+        lost.append(service.queue.write([Step(lease, 0, [LoggedToken(5, -1.0, 0)])]))
+        keep(first)
+
+    monkeypatch.setattr(service.queue, "keep", noted)
+    with service.running(1, 0):
+        assert lost == [{lease.id}] and not service.queue.known(1)
+
+
 def test_workers_that_end_at_once_end_the_run_in_words(folder: Path, tmp_path: Path) -> None:
     launcher = Ending("ended with status 1 (no memory; worker-0.log)")
     service = make_service(tmp_path, folder, launcher, max_deaths=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -166,10 +167,21 @@ def test_an_episode_that_goes_on_beyond_a_finished_log_has_a_log_of_its_own(tmp_
     third.close()
 
 
-def test_logs_go_when_their_problems_are_learned_from(tmp_path: Path) -> None:
+def test_logs_go_when_their_problems_are_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logs = SessionLogs(tmp_path / "sessions")
     logs.keep(3)  # none yet
     for number in (0, 2, 10):
         logs.of(number).mkdir(parents=True)
+    foreign = (".DS_Store", ".nfs000000000001", "²")
+    for name in foreign:
+        (logs.folder / name).touch()
     logs.keep(2)
-    assert {path.name for path in logs.folder.iterdir()} == {"2", "10"}
+    assert {path.name for path in logs.folder.iterdir()} == {"2", "10", *foreign}
+
+    def gone(path: Path) -> None:
+        path.rmdir()  # another was first
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(shutil, "rmtree", gone)
+    logs.keep(11)
+    assert {path.name for path in logs.folder.iterdir()} == {*foreign}

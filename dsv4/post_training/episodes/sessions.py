@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -23,5 +24,6 @@ class SessionLogs:
     def keep(self, first: int) -> None:
         """Remove the logs of problems before number `first`: a saved state has learned from them."""
         for path in self.folder.glob("*"):
-            if int(path.name) < first:
-                shutil.rmtree(path)
+            if path.name.isdecimal() and int(path.name) < first:  # a file system may have put others there
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(path)

@@ -132,7 +132,7 @@ class RolloutQueue:
             for row in found:
                 if row.stalled >= self.max_stalled:
                     error = f"{row.stalled} workers ended on it without a further token, the last was {row.worker}"
-                    failed = {"status": FAILED, "error": error}
+                    failed = {"status": FAILED, "error": error, "attempt": row.attempt + 1}
                     connection.execute(REQUESTS.update().where(REQUESTS.c.id == row.id).values(failed))
             rows = [row for row in found if row.stalled < self.max_stalled]
             for row in rows:
@@ -159,8 +159,8 @@ class RolloutQueue:
         now = self._clock()
         with self._begin() as connection:
             ids = [step.lease.id for step in steps]
-            chosen = sql.select(REQUESTS.c.id, REQUESTS.c.attempt).where(REQUESTS.c.id.in_(ids)).with_for_update()
-            held = {row.id: row.attempt for row in connection.execute(chosen)}
+            running = REQUESTS.c.id.in_(ids) & (REQUESTS.c.status == RUNNING)
+            held = _locked(connection, running)
             ours = [step for step in steps if held.get(step.lease.id) == step.lease.attempt]
             rows = [
                 {
@@ -235,6 +235,7 @@ class RolloutQueue:
         else:
             values["stalled"] = 0
         with self._begin() as connection:
+            _locked(connection, held)
             connection.execute(REQUESTS.update().where(held).values(values))
 
     def remove(self, batch: int) -> None:
@@ -272,6 +273,7 @@ class RolloutQueue:
         which = which & (REQUESTS.c.run == self.name)
         ids = sql.select(REQUESTS.c.id).where(which)
         with self._begin() as connection:
+            _locked(connection, which)  # or a worker adds tokens between the two
             connection.execute(TOKENS.delete().where(TOKENS.c.request.in_(ids)))
             connection.execute(REQUESTS.delete().where(which))
 
@@ -296,6 +298,15 @@ class RolloutQueue:
         except SQLAlchemyError as error:
             cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             raise ServiceError(f"the rollout queue {self.place} cannot be used: {cause}") from error
+
+
+def _locked(connection: sql.Connection, which: sql.ColumnElement[bool]) -> dict[int, int]:
+    """Requests that nobody else may change now, by id, and their attempts.
+
+    All who wait for locks take them in this order, so that no two wait for each other.
+    """
+    chosen = sql.select(REQUESTS.c.id, REQUESTS.c.attempt).where(which).order_by(REQUESTS.c.id).with_for_update()
+    return {row.id: row.attempt for row in connection.execute(chosen)}
 
 
 def _tokens(connection: sql.Connection, ids: Sequence[int]) -> dict[int, list[LoggedToken]]:

@@ -85,8 +85,8 @@ class RolloutService:
         # First of all: workers of a killed learner may live for a moment, and take requests with lost weights.
         self._plan = replace(self._plan, learner=self.queue.new_learner())
         self._weights.keep(version)
+        self.queue.release()  # from now on nobody writes to what is removed
         self.queue.keep(first)
-        self.queue.release()
         self.queue.take_back(version)
         watcher = threading.Thread(target=self._watch, name="dsv4-rollout-service", daemon=True)
         watcher.start()

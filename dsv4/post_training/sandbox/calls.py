@@ -5,6 +5,7 @@ files do. Expected values stay outside, as in `unit_tests.py`: a program that lo
 left, still has to compute every answer.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -22,32 +23,61 @@ from dsv4.post_training.sandbox.unit_tests import (
     shown,
 )
 
-# After each call, a line with its exit code, a negative signal or null for one that hung; NUL before its errors.
+LATE = 1.0  # seconds within which the driver notices a call's end; a call may have stopped it meanwhile
+
+# After each call, a line: its exit code, a negative signal or null for one that hung, and the digest of its answer's
+# file; NUL before its errors. No process of a call lives longer than it, and none may look into the driver, whose
+# output would tell of the ends of others.
 CALLS = """
-import json, os, runpy, signal, sys, time
+import ctypes, hashlib, json, os, runpy, signal, stat, sys, time
+DUMPABLE, CHILD_SUBREAPER = 4, 36
+control = ctypes.CDLL(None).prctl
 order = json.load(sys.stdin)
+
+def digest(path):
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with os.fdopen(file, "rb", buffering=0) as opened:
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            return hashlib.sha256(opened.read(order["most"] + 1)).hexdigest()
+
+control(DUMPABLE, 0, 0, 0, 0)
+control(CHILD_SUBREAPER, 1, 0, 0, 0)
 for number, (function, arguments) in enumerate(order["calls"]):
+    answer = f"{order['answer']}.{number}"
     os.write(2, b"\\0")
     child = os.fork()
     if not child:
+        control(DUMPABLE, 1, 0, 0, 0)
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         found = runpy.run_path(order["program"], run_name="program")
         value = found[function](*arguments)
-        with open(f"{order['answer']}.{number}", "w") as file:
+        with open(answer, "w") as file:
             json.dump(value, file)
         sys.exit()
-    until, pause = time.monotonic() + order["seconds"], 0.0005
-    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < until:
-        time.sleep(pause)
-        pause = min(2 * pause, 0.02)
+    until, pause, status = time.monotonic() + order["seconds"], 0.0005, None
+    while status is None:
+        ended, how = os.waitpid(-1, os.WNOHANG)
+        if ended == child:
+            status = how
+        elif time.monotonic() >= until:
+            break
+        elif not ended:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.02)
+    if time.monotonic() > until + order["late"]:
+        status = None
     try:
-        os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
+        os.kill(-1, signal.SIGKILL)
+        while True:
+            os.waitpid(-1, 0)
+    except (ProcessLookupError, ChildProcessError):
         pass
-    if not ended[0]:
-        os.waitpid(child, 0)
-    print(json.dumps(os.waitstatus_to_exitcode(ended[1]) if ended[0] else None), flush=True)
+    code = None if status is None else os.waitstatus_to_exitcode(status)
+    os.write(1, json.dumps([code, digest(answer)]).encode() + b"\\n")
 """
 
 
@@ -63,31 +93,32 @@ def run_calls(sandbox: Sandbox, program: str, tests: Sequence[CallTest], *, time
     sandbox.put(PROGRAM, program.encode(errors="backslashreplace"))
     sandbox.put(DRIVER, CALLS.encode())
     calls = [(test.function, list(test.arguments)) for test in tests]
-    order = {"program": PROGRAM, "answer": ANSWER, "seconds": timeout, "calls": calls}
+    order = {"program": PROGRAM, "answer": ANSWER, "seconds": timeout, "late": LATE, "calls": calls}
+    order["most"] = sandbox.limits.output_bytes
     result = sandbox.exec([sandbox.python, DRIVER], stdin=json.dumps(order).encode())
-    ends, errors = result.stdout.splitlines(), result.stderr.split(b"\0")[1:]
+    ends = [json.loads(line) for line in result.stdout.splitlines(keepends=True) if line.endswith(b"\n")]
+    errors = result.stderr.split(b"\0")[1:]
     outcomes: list[TestOutcome] = []
     for number, test in enumerate(tests):
         if number < len(ends):
-            reason = _unfinished(ends[number], b"".join(errors[number : number + 1]), timeout)
+            code, digest = ends[number]
+            reason = _unfinished(code, b"".join(errors[number : number + 1]), timeout)
+            if reason is None:
+                reason = _answered(sandbox, test, number, digest)
         else:
             reason = _cut_short(result, errors[-1] if errors else result.stderr)
-        if reason is None:
-            reason = _answered(sandbox, test, number)
         outcomes.append(TestOutcome(test.name, reason is None, reason or "passed"))
     sandbox.restore(before)
     return Score(tuple(outcomes))
 
 
-def _unfinished(line: bytes, errors: bytes, timeout: float) -> str | None:
-    """Reason why a call gave no answer, from the driver's line, which may be forged; None if it ended well."""
-    end = line.decode(errors="replace")
-    if end == "0":
+def _unfinished(code: int | None, errors: bytes, timeout: float) -> str | None:
+    """Reason why a call gave no answer, from its exit code, or None where it hung; None if it ended well."""
+    if code == 0:
         return None
-    if end == "null":
+    if code is None:
         return f"no answer within {timeout:g} s"
-    how = f"ended by signal {end[1:]}" if end.startswith("-") else f"exit code {end}"
-    return ": ".join([shown(how), *_last_line(errors)])
+    return ": ".join([f"ended by signal {-code}" if code < 0 else f"exit code {code}", *_last_line(errors)])
 
 
 def _cut_short(result: Result, errors: bytes) -> str:
@@ -100,9 +131,13 @@ def _last_line(errors: bytes) -> list[str]:
     return [shown(line) for line in printable(errors).strip().splitlines()[-1:]]
 
 
-def _answered(sandbox: Sandbox, test: CallTest, number: int) -> str | None:
+def _answered(sandbox: Sandbox, test: CallTest, number: int, digest: str | None) -> str | None:
+    """Reason why a call's answer is wrong. `digest`: of the file when the call ended, which later ones may change."""
     try:
-        value: Any = json.loads(sandbox.get(f"{ANSWER}.{number}", limit=sandbox.limits.output_bytes))
+        data = sandbox.get(f"{ANSWER}.{number}", limit=sandbox.limits.output_bytes)
+        if hashlib.sha256(data).hexdigest() != digest:
+            return "no answer: its file was written behind the call's end"
+        value: Any = json.loads(data)
     except (SandboxRefusal, ValueError, RecursionError) as error:
         return f"no answer: {error}"
     return compared(value, test)

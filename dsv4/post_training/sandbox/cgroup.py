@@ -3,6 +3,7 @@
 Elsewhere resource limits per process, and the supervisor's samples of all processes, hold the same limits.
 """
 
+import contextlib
 import os
 import secrets
 import time
@@ -18,6 +19,7 @@ OWN_MEMORY = 64 * MIB  # of supervisor, launcher and bubblewrap
 OWN_PROCESSES = 8
 MACHINE_MEMORY, MACHINE_THREADS = 256 * MIB, 64  # of the hypervisor itself
 PERIOD = 100_000  # microseconds
+PREFIX = "dsv4-sandbox-"  # of a group's name; its owner's number and start follow
 
 
 def delegated(mount: Path = MOUNT, membership: Path = Path("/proc/self/cgroup")) -> Path | None:
@@ -42,11 +44,32 @@ def delegated(mount: Path = MOUNT, membership: Path = Path("/proc/self/cgroup"))
     return None
 
 
+def _started(pid: int | str) -> str | None:
+    """Start of a process, in ticks since the machine's; None where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+
+
+def _sweep(parent: Path) -> None:
+    """Remove groups of owners that were killed. One whose processes are still ending is left for the next time."""
+    for path in parent.glob(f"{PREFIX}*-*-*"):
+        pid, start = path.name.removeprefix(PREFIX).split("-")[:2]
+        if _started(pid) != start:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
 class ControlGroup:
     def __init__(self, path: Path, limits: Limits) -> None:
         self.path = path
         path.mkdir()
-        self.limit(limits)
+        try:
+            self.limit(limits)
+        except BaseException:
+            path.rmdir()
+            raise
 
     def limit(self, limits: Limits) -> None:
         # The file tree's pages are charged as memory too; its own mount limits them.
@@ -65,7 +88,11 @@ class ControlGroup:
     @classmethod
     def make(cls, limits: Limits, parent: Path | None = None) -> Self | None:
         parent = parent or delegated()
-        return None if parent is None else cls(parent / f"dsv4-sandbox-{secrets.token_hex(8)}", limits)
+        if parent is None:
+            return None
+        _sweep(parent)
+        owner = os.getpid()
+        return cls(parent / f"{PREFIX}{owner}-{_started(owner)}-{secrets.token_hex(8)}", limits)
 
     def _write(self, name: str, value: int | str) -> None:
         if (self.path / name).exists():  # swap and cpu may have no controller

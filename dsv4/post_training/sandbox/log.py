@@ -100,8 +100,14 @@ class SessionLog:
     def _append(self, record: dict[str, Any]) -> int:
         """Write a record; its place in the file."""
         line, place = json.dumps(record).encode() + b"\n", self._size
-        self._file.write(line)
-        os.fsync(self._file.fileno())
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]  # a part, where the disk is filling
+            os.fsync(self._file.fileno())
+        except BaseException:
+            self._file.truncate(place)  # or the next record would lie behind half a line
+            raise
         self._size += len(line)
         return place
 

@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 from dsv4.post_training.sandbox.interface import Sandbox, SandboxError
 from dsv4.post_training.sandbox.result import Result
@@ -28,7 +28,13 @@ class Pool:
                 raise SandboxError("the pool of sandboxes is closed")
             first = self._ready.popleft()
             self._ready.append(self._threads.submit(self._make))
-        return first.result()
+        try:
+            return first.result()
+        except CancelledError:
+            raise SandboxError("the pool of sandboxes is closed") from None
+        except BaseException:  # such as an interrupt: nobody else would close what is made
+            first.add_done_callback(_close)
+            raise
 
     def run(
         self,
@@ -49,8 +55,7 @@ class Pool:
             self._closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
         for future in self._ready:
-            if not future.cancelled() and future.exception() is None:
-                future.result().close()
+            _close(future)
         self._ready.clear()
 
     def __enter__(self) -> "Pool":
@@ -58,3 +63,9 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _close(made: Future[Sandbox]) -> None:
+    """Close the sandbox that a thread has made, if it made one."""
+    if not made.cancelled() and made.exception() is None:
+        made.result().close()

@@ -8,7 +8,8 @@ snapshot run again.
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -92,17 +93,21 @@ class RecordedSandbox(Sandbox):
         return [
             (step.began["asked"], _decoded(step.ended["result"]))
             for step in steps
-            if step.began["do"] == "exec" and step.ended is not None
+            if step.began["do"] == "exec" and step.ended is not None and "result" in step.ended
         ]
 
     def _step(self, do: str, asked: str, details: Mapping[str, object], idempotent: bool) -> Step:
-        """Next step: of the log, where the same was asked then, or a new one. DivergenceError where it differs."""
+        """Next step: of the log, where the same was asked then, or a new one. DivergenceError where it differs.
+
+        SandboxRefusal where it was refused then; SandboxError where it failed otherwise and the session went on.
+        """
         text = json.dumps([do, asked, details], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
         if not self.replaying:
             self._sandbox()  # what cannot be started is not begun either
+            step = self._log.begin({"do": do, "asked": asked, "hash": digest, "idempotent": idempotent})
             self._next += 1
-            return self._log.begin({"do": do, "asked": asked, "hash": digest, "idempotent": idempotent})
+            return step
         step = self._log.step(self._next)
         if (step.began["hash"], step.began["idempotent"]) != (digest, idempotent):
             same = step.began["asked"] == asked and step.began["do"] == do
@@ -111,7 +116,22 @@ class RecordedSandbox(Sandbox):
                 f"{f'{do} {asked}'!r}" + (" with other input or settings" if same else "")
             )
         self._next += 1
+        if step.ended is None and self.replaying:
+            raise SandboxError(
+                f"{self._log.path}, step {step.sequence}: {step.describe()!r} failed before this session"
+            )
+        if step.ended is not None and "refused" in step.ended:
+            raise SandboxRefusal(step.ended["refused"])
         return step
+
+    @contextmanager
+    def _refusals(self, step: Step) -> Generator[None]:
+        """Context in which a refusal is the step's end."""
+        try:
+            yield
+        except SandboxRefusal as error:
+            self._log.end(step, {"refused": str(error)})
+            raise
 
     def exec(
         self,
@@ -123,10 +143,11 @@ class RecordedSandbox(Sandbox):
         idempotent: bool = False,
     ) -> Result:
         """As Sandbox.exec. `idempotent`: running the command again does no harm and leaves the same files."""
-        if not command:
+        command = command if isinstance(command, str) else list(command)
+        if command == []:
             raise ValueError("the command is empty")
         details = {"stdin": _digest(stdin), "timeout": timeout, "environment": dict(environment or {})}
-        asked = command if isinstance(command, str) else json.dumps(list(command))
+        asked = command if isinstance(command, str) else json.dumps(command)
         step = self._step("exec", asked, details, idempotent)
 
         def run(sandbox: Sandbox) -> Result:
@@ -149,10 +170,15 @@ class RecordedSandbox(Sandbox):
             self._log.end(step, {"result": _encoded(INTERRUPTED), "snapshot": self._base})
             return INTERRUPTED
         sandbox = self._sandbox()
-        result = run(sandbox)
+        with self._refusals(step):
+            result = run(sandbox)
         outcome: dict[str, Any] = {"result": _encoded(result)}
         if not idempotent:
-            snapshot = sandbox.snapshot()
+            try:
+                snapshot = sandbox.snapshot()
+            except SandboxRefusal as error:
+                sandbox.close()  # its files are not those that the log tells of
+                raise SandboxError(f"the files behind {step.describe()!r} cannot be kept: {error}") from error
             outcome["snapshot"] = snapshot.digest
             self._folder.save(snapshot.digest, snapshot.data)
         self._log.end(step, outcome)
@@ -167,12 +193,12 @@ class RecordedSandbox(Sandbox):
 
     def _rest_on(self, digest: str | None) -> None:
         """Take a snapshot as the state to start from; earlier ones that nobody else names are removed once it holds."""
+        self._since = []
         if digest == self._base:
             return
         if self._base is not None and self._base not in self._named and not self.replaying:
             self._folder.remove(self._base)
         self._base = digest
-        self._since = []
 
     def put(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
         step = self._step("put", path, {"data": _digest(data), "mode": mode}, True)
@@ -181,20 +207,19 @@ class RecordedSandbox(Sandbox):
     def get(self, path: str, *, limit: int = GET_LIMIT) -> bytes:
         step = self._step("get", path, {"limit": limit}, True)
         if step.ended is None:
-            try:
-                answer = {"data": base64.b64encode(self._sandbox().get(path, limit=limit)).decode()}
-            except SandboxRefusal as error:
-                answer = {"refused": str(error)}
-            self._log.end(step, answer)
+            sandbox = self._sandbox()
+            with self._refusals(step):
+                data = sandbox.get(path, limit=limit)
+            self._log.end(step, {"data": base64.b64encode(data).decode()})
         assert step.ended is not None
-        if "refused" in step.ended:
-            raise SandboxRefusal(step.ended["refused"])
         return base64.b64decode(step.ended["data"])
 
     def snapshot(self) -> Snapshot:
         step = self._step("snapshot", "", {}, True)
         if step.ended is None:
-            taken = self._sandbox().snapshot()
+            sandbox = self._sandbox()
+            with self._refusals(step):
+                taken = sandbox.snapshot()
             self._folder.save(taken.digest, taken.data)
             self._log.end(step, {"snapshot": taken.digest})
         assert step.ended is not None
@@ -209,14 +234,10 @@ class RecordedSandbox(Sandbox):
     def _finish(self, step: Step, action: Callable[[Sandbox], None]) -> None:
         """Do an idempotent step that has no answer, or take note of it for later."""
         if step.ended is None:
-            try:
-                action(self._sandbox())
-            except SandboxRefusal as error:
-                self._log.end(step, {"refused": str(error)})
-                raise
+            sandbox = self._sandbox()
+            with self._refusals(step):
+                action(sandbox)
             self._log.end(step, {})
-        elif "refused" in step.ended:
-            raise SandboxRefusal(step.ended["refused"])
         else:
             self._repeat(action)
 

@@ -63,7 +63,11 @@ class Result:
 
 def printable(data: bytes) -> str:
     """Text that is safe to show in a terminal: invalid UTF-8 and control characters escaped, newline and tab kept."""
-    text = data.decode("utf-8", errors="backslashreplace")
+    return escaped(data.decode("utf-8", errors="backslashreplace"))
+
+
+def escaped(text: str) -> str:
+    """Text with its control characters and lone surrogates escaped, newline and tab kept."""
     return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 

@@ -93,15 +93,18 @@ TO_BUILD = {
 
 ALLOW, ERROR, KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 LOAD, JUMP_EQUAL, JUMP_GREATER_EQUAL, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-NUMBER, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT = 0, 4, 16, 24  # offsets in struct seccomp_data, little endian
+# Offsets in struct seccomp_data, little endian.
+NUMBER, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT, FOURTH_ARGUMENT = 0, 4, 16, 24, 40
 NAMESPACE_FLAGS = 0x7E020080  # CLONE_NEW*: time, mount, cgroup, uts, ipc, user, pid, net
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
-FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6, within the sandbox's own empty network
+UNIX = 1
+FAMILIES = (UNIX, 2, 10)  # and AF_INET, AF_INET6, within the sandbox's own empty network
+MAP_SHARED, MAP_ANONYMOUS = 0x01, 0x20
 
-# audit architecture; numbers of clone, clone3, ioctl, socket
+# audit architecture; numbers of clone, clone3, ioctl, socket, socketpair, mmap
 MACHINES = {
-    "x86_64": (0xC000003E, 56, 435, 16, 41),
-    "aarch64": (0xC00000B7, 220, 435, 29, 198),
+    "x86_64": (0xC000003E, 56, 435, 16, 41, 53, 9),
+    "aarch64": (0xC00000B7, 220, 435, 29, 198, 199, 222),
 }
 
 
@@ -118,7 +121,7 @@ def seccomp_filter(machine: str | None = None) -> bytes:
     machine = machine or platform.machine()
     if machine not in MACHINES:
         raise ValueError(f"no seccomp filter for {machine}; tables exist for {', '.join(MACHINES)}")
-    architecture, clone, clone3, ioctl, socket = MACHINES[machine]
+    architecture, clone, clone3, ioctl, socket, socketpair, mmap = MACHINES[machine]
     column = list(MACHINES).index(machine)
     program = [
         _instruction(LOAD, ARCHITECTURE),
@@ -153,6 +156,17 @@ def seccomp_filter(machine: str | None = None) -> bytes:
         *(_instruction(JUMP_EQUAL, family, len(FAMILIES) - i, 0) for i, family in enumerate(FAMILIES)),
         _error(errno.EAFNOSUPPORT),
         _instruction(RETURN, ALLOW),
+        _instruction(JUMP_EQUAL, socketpair, 0, 4),
+        _instruction(LOAD, FIRST_ARGUMENT),
+        _instruction(JUMP_EQUAL, UNIX, 1, 0),
+        _error(errno.EAFNOSUPPORT),
+        _instruction(RETURN, ALLOW),
+        # Shared memory without a file keeps pages that no process maps any more, which only control groups count.
+        _instruction(JUMP_EQUAL, mmap, 0, 4),
+        _instruction(LOAD, FOURTH_ARGUMENT),
+        _instruction(JUMP_ANY_BIT, MAP_SHARED, 0, 2),
+        _instruction(JUMP_ANY_BIT, MAP_ANONYMOUS, 0, 1),
+        _error(errno.EPERM),
         _instruction(RETURN, ALLOW),
     ]
     return b"".join(program)

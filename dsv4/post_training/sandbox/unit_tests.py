@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsv4.post_training.sandbox.interface import Sandbox, SandboxRefusal
-from dsv4.post_training.sandbox.result import Result, printable
+from dsv4.post_training.sandbox.result import Result, escaped, printable
 
 PROGRAM, DRIVER, ANSWER = "program.py", "driver.py", "answer.json"
 SHOWN = 200  # characters of a value in a reason
@@ -156,19 +156,34 @@ def compared(value: Any, test: CallTest) -> str | None:
 
 
 def same(value: Any, wanted: Any, tolerance: float) -> bool:
-    """Equality of JSON values; true and 1 differ, as do 1 and "1"."""
+    """Equality of JSON values, however deep; true and 1 differ, as do 1 and "1"."""
+    pending = [(value, wanted)]
+    while pending:
+        value, wanted = pending.pop()
+        if isinstance(wanted, list):
+            if not isinstance(value, list) or len(value) != len(wanted):
+                return False
+            pending += zip(value, wanted, strict=True)
+        elif isinstance(wanted, dict):
+            if not isinstance(value, dict) or value.keys() != wanted.keys():
+                return False
+            pending += ((value[key], wanted[key]) for key in wanted)
+        elif not _same_scalar(value, wanted, tolerance):
+            return False
+    return True
+
+
+def _same_scalar(value: Any, wanted: Any, tolerance: float) -> bool:
     if isinstance(wanted, bool) or isinstance(value, bool) or wanted is None or isinstance(wanted, str):
         return type(value) is type(wanted) and value == wanted
-    if isinstance(wanted, int | float):
-        if not isinstance(value, int | float):
-            return False
-        exact = isinstance(value, int) and isinstance(wanted, int)
-        return value == wanted or (not exact and math.isclose(value, wanted, rel_tol=tolerance, abs_tol=tolerance))
-    if isinstance(wanted, list):
-        alike = isinstance(value, list) and len(value) == len(wanted)
-        return alike and all(same(v, w, tolerance) for v, w in zip(value, wanted, strict=True))
-    alike = isinstance(value, dict) and value.keys() == wanted.keys()
-    return alike and all(same(value[key], wanted[key], tolerance) for key in wanted)
+    if not isinstance(value, int | float):
+        return False
+    if value == wanted or (isinstance(value, int) and isinstance(wanted, int)):
+        return value == wanted
+    try:
+        return math.isclose(value, wanted, rel_tol=tolerance, abs_tol=tolerance)
+    except OverflowError:  # a whole number beyond all numbers with a fraction
+        return False
 
 
 def _assertions(sandbox: Sandbox, test: AssertionTest, timeout: float | None) -> str | None:
@@ -187,6 +202,9 @@ def failure(result: Result) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in a reason, cut if it is long."""
-    text = value if isinstance(value, str) else json.dumps(value)
+    """A value in a reason, safe to show, cut if it is long."""
+    try:
+        text = escaped(value) if isinstance(value, str) else json.dumps(value)
+    except RecursionError:
+        return "a value nested too deep to show"
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."

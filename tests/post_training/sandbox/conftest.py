@@ -167,6 +167,11 @@ class Outside:
         assert all("bwrap" in str(found) or "sandbox.inside" in str(found) for found in map(words, inside) if found)
 
 
+def pid_of(box: SupervisedSandbox) -> int:
+    assert box._process is not None
+    return box._process.pid
+
+
 def inner_processes(sandbox: SupervisedSandbox) -> list[psutil.Process]:
     """Processes of a sandbox as the machine sees them: none of a virtual machine's, which is one process."""
     assert sandbox._process is not None

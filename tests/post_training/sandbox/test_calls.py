@@ -53,7 +53,10 @@ def test_one_call_that_fails_fails_alone(sandbox: SupervisedSandbox) -> None:
         ("def f(x): return True", "wrong answer: expected"),
         ("import os\nfor n in range(4): open(f'answer.json.{n}', 'w').write('[')\nos._exit(0)", "no answer"),
         ("import os, signal; os.kill(os.getppid(), signal.SIGKILL); signal.pause()", "ended by SIGKILL"),
-        ("import os; os.write(os.open(f'/proc/{os.getppid()}/fd/1', 1), b'0\\n' * 9); os._exit(0)", "no answer|exit"),
+        (
+            "import os; os.write(os.open(f'/proc/{os.getppid()}/fd/1', 1), b'0\\n' * 9); os._exit(0)",
+            "exit code 1: Permission",
+        ),
         ("\ud800", "SyntaxError"),
     ],
 )
@@ -74,6 +77,84 @@ def test_processes_of_a_call_end_with_it(sandbox: SupervisedSandbox) -> None:
         "    return 2 * x\n"
     )
     assert reasons(sandbox, program)[:3] == ["passed"] * 3
+
+
+FORGERIES = {
+    "a daemon answers later": (
+        """
+import os, time
+def f(x):
+    if x == 0:
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+        time.sleep(1)
+        open("answer.json.0", "w").write("0")
+    time.sleep(1.5)
+    return 2 * x
+""",
+        "no answer: ",
+    ),
+    "a later call answers": (
+        """
+import os
+def f(x):
+    if x == 0:
+        os._exit(0)
+    open("answer.json.0", "w").write("0")
+    return 2 * x
+""",
+        "no answer: its file was written behind the call's end",
+    ),
+    "a call stops the clock": (
+        """
+import os, signal, time
+def f(x):
+    if x == 0:
+        if not os.fork():
+            os.setsid()
+            time.sleep(4)
+            os.kill(DRIVER, signal.SIGCONT)
+            os._exit(0)
+        os.kill(DRIVER, signal.SIGSTOP)
+        time.sleep(2.5)
+    return 2 * x
+DRIVER = os.getppid()
+""",
+        "no answer within 2 s",
+    ),
+    "output of the driver": (
+        """
+import os
+def f(x):
+    if x == 0:
+        os.write(os.open(f"/proc/{os.getppid()}/fd/1", os.O_WRONLY), b'[0, ""]\\n')
+    return 2 * x
+""",
+        "exit code 1: PermissionError: ",
+    ),
+    "memory of the driver": (
+        """
+import os
+def f(x):
+    if x == 0:
+        os.open(f"/proc/{os.getppid()}/mem", os.O_RDONLY)
+    return 2 * x
+""",
+        "exit code 1: PermissionError: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_call_has_its_own_time_alone(sandbox: SupervisedSandbox, name: str) -> None:
+    program, reason = FORGERIES[name]
+    first, *others = reasons(sandbox, program, timeout=2.0 if "clock" in name else 10.0)
+    assert first.startswith(reason) and others == ["passed"] * 3
+
+
+def test_a_program_sees_its_own_files_in_proc(sandbox: SupervisedSandbox) -> None:
+    assert reasons(sandbox, "def f(x):\n    open('/proc/self/environ').read()\n    return 2 * x\n") == ["passed"] * 4
 
 
 def test_the_whole_ends_at_the_sandboxs_limit() -> None:

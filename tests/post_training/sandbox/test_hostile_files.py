@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
+from dsv4.post_training.sandbox.calls import run_calls
 from dsv4.post_training.sandbox.interface import SandboxError
 from dsv4.post_training.sandbox.result import Result
 from dsv4.post_training.sandbox.supervised import SupervisedSandbox
+from dsv4.post_training.sandbox.unit_tests import CallTest, run_unit_tests
 from tests.post_training.sandbox.conftest import EMPTY, Attack, Outside
 
 ATTACKS = {
@@ -270,3 +272,22 @@ print(socket.create_connection(server.getsockname()).recv(10))
 """
     assert sandbox.exec([sandbox.python, "-c", program]).stdout == b"b'served'\n"
     assert socket.gethostname() != "sandbox" and sandbox.exec("hostname").stdout == b"sandbox\n"
+
+
+@pytest.mark.parametrize("mode", ["0", "500"])
+@pytest.mark.parametrize("folder", ["/work", "/tmp", "/dev/shm"])
+def test_a_program_takes_no_folder_from_its_sandbox(sandbox: SupervisedSandbox, folder: str, mode: str) -> None:
+    sandbox.restore(EMPTY)
+    sandbox.put("kept", b"1")
+    assert sandbox.exec(f"touch {folder}/x; chmod {mode} {folder}").ok
+    before = sandbox.snapshot()
+    assert sandbox.exec(f"cat kept; touch {folder}/y && chmod {mode} {folder}").stdout == b"1"
+    sandbox.restore(before)
+    assert sandbox.exec(f"chmod {mode} {folder}").ok and sandbox.get("kept") == b"1"
+    assert sandbox.exec(f"chmod {mode} {folder}").ok
+    sandbox.put("more", b"2")
+    program = f"import os\nos.chmod({folder!r}, 0o{mode})\ndef f(x):\n    return x\n"
+    tests = [CallTest("a call", "f", [1], 1)]
+    for score in (run_calls(sandbox, program, tests, timeout=20.0), run_unit_tests(sandbox, program, tests)):
+        assert score.passed == (folder != "/work"), score  # where the answer would have been
+    assert sandbox.exec("cat kept more").stdout == b"12"

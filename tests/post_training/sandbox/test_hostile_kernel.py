@@ -116,6 +116,16 @@ os.kill(child, 9)
 """,
         says="ptrace refused",
     ),
+    "pairs of sockets of other families": Attack(
+        """
+ends = (ctypes.c_int * 2)()
+for family in range(2, 46):
+    if libc.socketpair(family, 1, 0, ends) == 0 or ctypes.get_errno() != errno.EAFNOSUPPORT:
+        print("ESCAPED", family, os.strerror(ctypes.get_errno()))
+print("pair", libc.socketpair(1, 1, 0, ends))
+""",
+        says="pair 0",
+    ),
     "the clock by command": Attack('os.system("date -s 2001-01-01")', says="cannot set date: Operation not permitted"),
 }
 if platform.machine() == "x86_64":
@@ -123,7 +133,7 @@ if platform.machine() == "x86_64":
         """
 import mmap
 # mov eax, 20 (getpid of i386); int 0x80; ret
-page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+page = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
 page.write(b"\\xb8\\x14\\x00\\x00\\x00\\xcd\\x80\\xc3")
 print("ESCAPED", ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))())
 """,
@@ -141,6 +151,7 @@ def test_a_hostile_program_stays_in(name: str, run_attack: Callable[[Attack], Re
 
 
 ALLOWED, PERMISSION, UNKNOWN, KILLED = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS, 0x80000000
+NO_FAMILY = 0x00050000 | errno.EAFNOSUPPORT
 
 
 def answer(machine: str, number: int, *arguments: int, architecture: int | None = None) -> int:
@@ -164,11 +175,11 @@ def answer(machine: str, number: int, *arguments: int, architecture: int | None 
 def test_the_filter_refuses_what_its_tables_say_and_no_more(machine: str) -> None:
     column = list(MACHINES).index(machine)
     refused = {both[column] for both in REFUSED.values()}
-    _, clone, clone3, ioctl, socket = MACHINES[machine]
+    _, clone, clone3, ioctl, socket, socketpair, mmap = MACHINES[machine]
     assert len(seccomp_filter(machine)) < 4096  # what the kernel takes, in instructions of 8 bytes, and a pipe holds
     for number in range(NEWEST + 1):
         wanted = PERMISSION if number in refused else UNKNOWN if number == clone3 else ALLOWED
-        arguments = (1,) if number == socket else ()
+        arguments = (1,) if number in (socket, socketpair) else ()
         assert answer(machine, number, *arguments) == wanted, number
     for number in (NEWEST + 1, 1 << 30, (1 << 30) + 39, (1 << 32) - 1):
         assert answer(machine, number) == UNKNOWN
@@ -182,6 +193,9 @@ def test_the_filter_refuses_what_its_tables_say_and_no_more(machine: str) -> Non
     for family in range(50):
         allowed = family in (1, 2, 10)
         assert (answer(machine, socket, family) == ALLOWED) == allowed
+        assert answer(machine, socketpair, family) == (ALLOWED if family == 1 else NO_FAMILY)
+    for flags, wanted in ((0x21, PERMISSION), (0x4021, PERMISSION), (0x22, ALLOWED), (0x01, ALLOWED), (0x02, ALLOWED)):
+        assert answer(machine, mmap, 0, 4096, 3, flags, 1 << 32, 0) == wanted
 
 
 def test_landlock_alone_keeps_a_process_from_files(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from dsv4.post_training.sandbox.inside import landlock
+from dsv4.post_training.sandbox.limits import MIB
 from dsv4.post_training.sandbox.result import Result, printable
-from tests.post_training.sandbox.conftest import Attack
+from tests.post_training.sandbox.conftest import SMALL, Attack
 
 TOUCH = """
 def touch(memory):
@@ -26,7 +29,13 @@ ATTACKS = {
         says="refused: OSError",
     ),
     "memory by shared mmap": Attack(
-        TOUCH + "import mmap\ntouch(mmap.mmap(-1, 1 << 29))", killed_by=["memory"], reached="memory_bytes"
+        TOUCH
+        + """
+import mmap
+for flags in (mmap.MAP_SHARED, mmap.MAP_SHARED | 0x4000):
+    refused(lambda: touch(mmap.mmap(-1, 1 << 29, flags=flags)))
+""",
+        says="refused: PermissionError[\\s\\S]*refused: PermissionError",
     ),
     "memory by many processes": Attack(
         TOUCH
@@ -41,13 +50,31 @@ time.sleep(5)
         killed_by=["memory"],
         reached="memory_bytes",
     ),
+    "memory of processes whose first thread has ended": Attack(
+        TOUCH
+        + """
+import threading
+def hold():
+    time.sleep(1.5)
+    kept = bytearray(100 << 20)
+    touch(kept)
+    time.sleep(25)
+for _ in range(5):
+    if os.fork() == 0:
+        threading.Thread(target=hold).start()
+        libc.syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)
+time.sleep(25)
+""",
+        killed_by=["memory"],
+        reached="memory_bytes",
+        limits=replace(SMALL, memory_bytes=64 * MIB),
+    ),
     "memory by page tables": Attack(
         """
 import mmap
-kept = mmap.mmap(-1, 1 << 38, flags=mmap.MAP_SHARED | 0x4000)
+kept = mmap.mmap(-1, 1 << 38, flags=mmap.MAP_PRIVATE | 0x4000, prot=mmap.PROT_READ)
 for i in range(0, 1 << 38, 1 << 21):
     kept[i]
-    kept[i] = 1
 """,
         killed_by=["memory"],
     ),
@@ -232,6 +259,19 @@ refused(lambda: len(zlib.decompress(b"".join(parts)) * 2))
     ),
     "crash": Attack("ctypes.string_at(0)", signal=signal.SIGSEGV),
 }
+
+
+if landlock.version():
+    ATTACKS["memory by shared mappings of /dev/zero"] = Attack(
+        """
+import mmap
+refused(os.open, "/dev/zero", os.O_RDWR)
+zero = os.open("/dev/zero", os.O_RDONLY)
+refused(mmap.mmap, zero, 1 << 20)
+print(os.read(zero, 2))
+""",
+        says=r"refused: PermissionError[\s\S]*refused: PermissionError[\s\S]*b'\\x00\\x00'",
+    )
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dsv4.post_training.sandbox.interface import Sandbox, SandboxError
+from dsv4.post_training.sandbox.interface import Sandbox, SandboxError, SandboxRefusal
 from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
 from dsv4.post_training.sandbox.replay import DivergenceError, FinishedError, InterruptedCommand, RecordedSandbox
 from dsv4.post_training.sandbox.result import Result
@@ -209,6 +209,115 @@ def test_refusals_and_snapshots_replay(session: Callable[..., RecordedSandbox], 
     kept = list((tmp_path / "session.snapshots").iterdir())
     assert len(kept) == 2  # the caller's, and the last
     assert EMPTY.digest not in {path.name for path in kept}
+
+
+def fails_once(box: RecordedSandbox, name: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next request of a kind to the live sandbox raises."""
+    plain = getattr(box._made(), name)
+
+    def failing(*arguments: object, **options: object) -> object:
+        monkeypatch.setattr(box._made(), name, plain)
+        raise error
+
+    monkeypatch.setattr(box._made(), name, failing)
+
+
+def test_a_refused_command_is_refused_again_and_the_session_goes_on(
+    session: Callable[..., RecordedSandbox], ran: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for live in (True, False):
+        box = session(interrupted="again")
+        if live:
+            fails_once(box, "exec", SandboxRefusal("no cell"), monkeypatch)
+        with pytest.raises(SandboxRefusal, match="no cell"):
+            box.exec("pay")
+        if live:
+            fails_once(box, "snapshot", SandboxRefusal("no memory"), monkeypatch)
+        with pytest.raises(SandboxRefusal, match="no memory"):
+            box.snapshot()
+        assert box.exec("echo one >>file; cat file").stdout == b"one\n"
+        assert [command for command, _ in box.told()] == ["echo one >>file; cat file"]
+    assert box._live is None and ran == {"echo one >>file; cat file": 1}
+
+
+def test_a_command_that_failed_within_a_session_is_not_taken_for_one_that_was_cut_off(
+    session: Callable[..., RecordedSandbox], ran: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = session(interrupted="again")
+    fails_once(box, "exec", SandboxError("lost"), monkeypatch)
+    with pytest.raises(SandboxError, match="lost"):
+        box.exec("pay")
+    box.exec("echo one >>file")
+    box = session(interrupted="again")
+    with pytest.raises(SandboxError, match="step 0: 'exec pay' failed before this session"):
+        box.exec("pay")
+    box.exec("echo one >>file")
+    assert box.exec("cat file").stdout == b"one\n" and "pay" not in ran
+
+
+def test_a_command_whose_files_cannot_be_kept_ends_the_sandbox(
+    session: Callable[..., RecordedSandbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = session(interrupted="again")
+    box.exec("echo one >file")
+    fails_once(box, "snapshot", SandboxRefusal("no memory"), monkeypatch)
+    with pytest.raises(SandboxError, match="files behind 'exec echo two >>file' cannot be kept: no memory"):
+        box.exec("echo two >>file")
+    with pytest.raises(SandboxError, match="the sandbox is closed"):
+        box.get("file")
+    box = session(interrupted="again")
+    box.exec("echo one >file")
+    with pytest.raises(SandboxError, match="failed before this session"):
+        box.exec("echo two >>file")
+    assert box.get("file") == b"one\n"
+
+
+def test_a_tree_as_before_is_a_state_to_start_from_as_well(session: Callable[..., RecordedSandbox]) -> None:
+    def walk(box: RecordedSandbox) -> None:
+        box.exec("true")
+        box.put("a", b"1")
+        box.exec("rm a")
+
+    walk(session())
+    box = session()
+    walk(box)
+    assert box.exec("ls").stdout == b""
+
+
+def test_an_empty_command_is_one_of_the_shell(session: Callable[..., RecordedSandbox]) -> None:
+    box = session()
+    with pytest.raises(ValueError, match="the command is empty"):
+        box.exec([])
+    assert box.exec("").ok and box._made().exec("").ok
+
+
+FILLING = """
+import os, resource, sys
+from pathlib import Path
+from dsv4.post_training.sandbox.log import SessionLog
+
+path = Path(sys.argv[1])
+log = SessionLog(path)
+record = {"do": "exec", "asked": "x" * 1000}
+log.end(log.begin(record), {"result": 1})
+whole = path.stat().st_size
+for room in (0, 500):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole + room, resource.RLIM_INFINITY))
+    try:
+        log.begin(record)
+    except OSError as error:
+        print(error.strerror, path.stat().st_size == whole, len(log))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+log.end(log.begin(record), {"result": 2})
+log.close()
+print([SessionLog(path).step(number).ended["result"] for number in range(2)])
+"""
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FILLING, str(tmp_path / "session.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
+    assert done.stdout == "File too large True 1\n" * 2 + "[1, 2]\n", done.stderr
 
 
 def test_a_log_has_one_session_at_a_time(session: Callable[..., RecordedSandbox], tmp_path: Path) -> None:

@@ -1,33 +1,30 @@
-"""The sandbox as its owner sees it: start, loss, end, pool, control groups."""
+"""The sandbox as its owner sees it: start, loss, end, pool."""
 
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from dsv4.post_training.sandbox import cgroup, supervised, trusted
-from dsv4.post_training.sandbox.cgroup import ControlGroup, delegated
+from dsv4.post_training.sandbox import supervised, trusted
+from dsv4.post_training.sandbox.cgroup import delegated
 from dsv4.post_training.sandbox.inside import frames
 from dsv4.post_training.sandbox.interface import SandboxError
-from dsv4.post_training.sandbox.limits import MIB, Limits
+from dsv4.post_training.sandbox.limits import MIB
 from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
 from dsv4.post_training.sandbox.pool import Pool
 from dsv4.post_training.sandbox.substrates import missing, open_sandbox
 from dsv4.post_training.sandbox.supervised import SupervisedSandbox
-from tests.post_training.sandbox.conftest import EMPTY, SMALL, Outside, inner_processes, words
-
-
-def pid_of(box: SupervisedSandbox) -> int:
-    assert box._process is not None
-    return box._process.pid
+from tests.post_training.sandbox.conftest import EMPTY, SMALL, Outside, inner_processes, pid_of, words
 
 
 def assert_gone(family: list[psutil.Process]) -> None:
@@ -135,6 +132,94 @@ def test_a_pool_passes_on_that_no_sandbox_can_be_made() -> None:
 
     with Pool(fails, size=1) as pool, pytest.raises(SandboxError, match="no room"):
         pool.run("true")
+
+
+class Closable:
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_pool_that_is_closed_tells_those_who_wait() -> None:
+    made, goes_on = list[Closable](), threading.Event()
+
+    def make() -> Any:
+        goes_on.wait(60)
+        made.append(Closable())
+        return made[-1]
+
+    pool = Pool(make, size=1)
+    with ThreadPoolExecutor(3) as threads:
+        takers = [threads.submit(pool.take) for _ in range(2)]
+        while pool._threads._work_queue.qsize() < 2:  # the second taker's, and the next one's
+            time.sleep(0.01)
+        closing = threads.submit(pool.close)
+        late = next(as_completed(takers, 60))
+        goes_on.set()
+        closing.result(60)
+        with pytest.raises(SandboxError, match="the pool of sandboxes is closed"):
+            late.result()
+        takers.remove(late)
+        assert takers[0].result(60) is made[0] and not made[0].closed and len(made) == 1
+
+
+def test_an_interrupt_while_a_sandbox_is_made_loses_none() -> None:
+    made = list[Closable]()
+
+    def make() -> Any:
+        made.append(Closable())
+        return made[-1]
+
+    with Pool(make, size=1) as pool:
+        first: Any = pool._ready[0]
+
+        def interrupted() -> None:
+            del first.result
+            raise KeyboardInterrupt
+
+        first.result = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            pool.take()
+        wait([first], 60)
+    assert made and all(box.closed for box in made)
+
+
+def test_programs_may_share_memory_through_files(sandbox: SupervisedSandbox) -> None:
+    """Without a file they may not, as only control groups count it: what Python's own modules need is none of it."""
+    source = """
+import mmap, multiprocessing
+from multiprocessing import shared_memory
+def work(total, name, pipe):
+    block = shared_memory.SharedMemory(name)
+    block.buf[0] = 7
+    block.close()
+    with total.get_lock():
+        total.value += 1
+    pipe.send("sent")
+if __name__ == "__main__":
+    context = multiprocessing.get_context("fork")
+    total, block = context.Value("i", 0), shared_memory.SharedMemory(create=True, size=1 << 16)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(total, block.name, theirs))
+    process.start()
+    print(ours.recv())
+    process.join()
+    print(total.value, block.buf[0], context.Array("d", 3)[:])
+    block.close()
+    block.unlink()
+    with context.Pool(2) as pool:
+        print(pool.map(abs, [-1, -2]))
+    with open("mapped", "w+b") as file:
+        file.truncate(4096)
+        mmap.mmap(file.fileno(), 0)[0] = 1
+        print(file.read(1))
+    mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE)[0] = 1
+"""
+    sandbox.put("shares.py", source.encode())
+    result = sandbox.exec([sandbox.python, "shares.py"])
+    assert result.text.split("\n") == ["sent", "1 7 [0.0, 0.0, 0.0]", "[1, 2]", "b'\\x01'", ""], result
+    sandbox.restore(EMPTY)
 
 
 def test_a_snapshot_goes_to_another_sandbox(sandbox: SupervisedSandbox) -> None:
@@ -246,74 +331,3 @@ def test_missing_bubblewrap_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SandboxError, match=r"bwrap is missing \(Debian: apt-get install bubblewrap\)"):
         NamespaceSandbox(SMALL)
-
-
-def fake_hierarchy(top: Path, controllers: str) -> Path:
-    """Files of a version 2 hierarchy in which this process sits in /slice/own."""
-    for folder in (top, top / "slice", top / "slice" / "own"):
-        folder.mkdir()
-        (folder / "cgroup.controllers").write_text("cpu memory pids")
-        (folder / "cgroup.subtree_control").write_text(controllers if folder.name == "slice" else "")
-        (folder / "cgroup.procs").write_text("")
-    (top / "membership").write_text("4:memory:/x\n0::/slice/own\n")
-    return top
-
-
-def test_a_delegated_control_group_is_found(tmp_path: Path) -> None:
-    top = fake_hierarchy(tmp_path / "cgroup", "cpu memory pids")
-    assert delegated(top, top / "membership") == top / "slice"
-    (top / "slice" / "cgroup.subtree_control").write_text("memory")
-    assert delegated(top, top / "membership") is None
-    assert delegated(tmp_path / "nothing", top / "membership") is None
-    assert delegated(top, tmp_path / "nothing") is None
-
-
-def test_a_control_group_gets_the_limits_and_reports_what_it_saw(tmp_path: Path) -> None:
-    group = ControlGroup(tmp_path / "group", SMALL)
-    for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.max"):
-        (group.path / name).write_text("max")
-    group.path.rename(tmp_path / "made")
-    # The kernel makes the files with the folder; here they stand before it.
-    written: dict[str, int | str] = {}
-    group._write = lambda name, value: written.update({name: value})  # type: ignore[method-assign]
-    group.path = tmp_path / "made"
-    group.limit(SMALL)
-    assert written == {
-        "memory.max": (96 + 4 + 64) * MIB,
-        "memory.swap.max": 0,
-        "pids.max": 32,
-        "cpu.max": "100000 100000",
-    }
-    (group.path / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
-    (group.path / "pids.events").write_text("max 5\n")
-    outcome = {"reached": ["disk_bytes"], "killed_by": None, "signal": 9}
-    group.amend(outcome, {"memory.events": 1, "pids.events": 5})
-    assert outcome == {"reached": ["disk_bytes", "memory_bytes"], "killed_by": "memory", "signal": 9}
-    assert group.entering(["bwrap", "x"])[-3:] == [str(group.path / "cgroup.procs"), "bwrap", "x"]
-
-
-@pytest.mark.skipif(delegated() is None, reason="no delegated control group (version 2) with memory and pids here")
-def test_a_control_group_holds_memory_and_processes() -> None:
-    with NamespaceSandbox(Limits(memory_bytes=64 * MIB, processes=16)) as box:
-        assert box._group is not None and box._group.path.exists()
-        code = "kept = []\nwhile True: kept.append(bytearray(b'x') * (1 << 20))"
-        assert "memory_bytes" in box.exec([box.python, "-c", code]).reached
-        assert "processes" in box.exec("for i in $(seq 40); do sleep 1 & done; wait").reached
-        path = box._group.path
-    assert not path.exists()
-
-
-def test_a_command_joins_the_control_group_before_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With a folder in place of a control group: the process that becomes bubblewrap writes its number there."""
-    (tmp_path / "group").mkdir()
-    made = object.__new__(ControlGroup)
-    made.path = tmp_path / "group"
-    for name in ("memory.events", "pids.events"):
-        (made.path / name).write_text("max 0\n")
-    monkeypatch.setattr(made, "remove", lambda: None)
-    monkeypatch.setattr(cgroup.ControlGroup, "make", lambda limits: made)
-    with NamespaceSandbox(SMALL) as box:
-        assert box.exec("id -u").stdout == b"1000\n"
-        assert int((made.path / "cgroup.procs").read_text()) == pid_of(box)
-        if os.getuid() == 0:
-            assert psutil.Process(pid_of(box)).uids().real in range(*supervised.UNUSED_USERS)

@@ -20,6 +20,7 @@ from dsv4.post_training.sandbox.unit_tests import (
     OutputTest,
     Score,
     UnitTest,
+    compared,
     run_unit_tests,
     same,
 )
@@ -132,6 +133,13 @@ def test_tests_need_names_of_their_own_and_one_at_least(sandbox: SupervisedSandb
         run_unit_tests(sandbox, GOOD, [TESTS[0], TESTS[0]])
 
 
+def deep(inner: object = 0) -> object:
+    """A value nested deeper than a function may call itself."""
+    for _ in range(5000):
+        inner = [inner]
+    return inner
+
+
 @pytest.mark.parametrize(
     ("value", "wanted", "tolerance", "equal"),
     [
@@ -148,10 +156,23 @@ def test_tests_need_names_of_their_own_and_one_at_least(sandbox: SupervisedSandb
         ({"a": 1}, {"b": 1}, 0.0, False),
         (2, 1, 10.0, False),
         (float("nan"), 1.0, 1e-6, False),
+        pytest.param(10**400, 1.5, 1e-6, False, id="too large for a fraction"),
+        pytest.param(1.5, 10**400, 1e-6, False, id="a fraction for a large one"),
+        pytest.param(10**400, 10**400, 0.0, True, id="large ones"),
+        (deep(), deep(), 0.0, True),
+        (deep(), deep(1), 0.0, False),
     ],
 )
 def test_equality_of_answers(value: object, wanted: object, tolerance: float, equal: bool) -> None:
     assert same(value, wanted, tolerance) == equal
+
+
+def test_a_reason_is_safe_to_show_whatever_the_answer_is() -> None:
+    test = CallTest("a call", "f", [], 1)
+    assert compared("\x1b[2J\ud800", test) == "wrong answer: expected 1, got \\x1b[2J\\xd800"
+    assert compared(["\x1b[2J\ud800"], test) == 'wrong answer: expected 1, got ["\\u001b[2J\\ud800"]'
+    assert compared(deep(), test) == "wrong answer: expected 1, got a value nested too deep to show"
+    assert compared(10**400, CallTest("a call", "f", [], 1.5)) == f"wrong answer: expected 1.5, got 1{'0' * 199}..."
 
 
 def test_the_code_of_the_page_runs_as_a_program(kind: type[SupervisedSandbox], tmp_path: Path) -> None:

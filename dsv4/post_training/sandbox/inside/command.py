@@ -31,7 +31,8 @@ class Command:
             self._drain()
             raise OSError(f"no cell for the command: {self.kept[self.cell.stderr].decode(errors='replace').strip()}")
         began = time.monotonic()
-        self.trusted = watcher.pids()  # all that run before the launcher hears of the command
+        trusted = watcher.pids()  # all that run before the launcher hears of the command
+        self.watcher = watcher.Watcher(trusted, self.cell.launcher, self.limits["memory_bytes"])
         self.cell.start(order)
         report = self._watch(began + self.limits["wall_seconds"])
         self.cell.kill()
@@ -101,7 +102,7 @@ class Command:
     def _sample(self) -> None:
         limits, peak = self.limits, self.peak
         self._disk()
-        found = watcher.sample(self.trusted, self.cell.launcher, limits["memory_bytes"])
+        found = self.watcher.sample()
         peak.processor_seconds = max(peak.processor_seconds, found.processor_seconds)
         peak.memory_bytes = max(peak.memory_bytes, found.memory_bytes)
         peak.processes = max(peak.processes, found.processes)

@@ -19,7 +19,8 @@ def parts_of(path: str, top: str) -> list[str]:
 
 
 def open_folder(top: str, names: list[str], make: bool) -> int:
-    """Descriptor of a folder beneath `top`."""
+    """Descriptor of a folder beneath `top`, of which a command may have taken its owner's rights."""
+    os.chmod(top, 0o700)
     current = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for name in names:
         try:

@@ -15,7 +15,8 @@ MS_NOSUID, MS_NODEV = 2, 4
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 CAPABILITY_VERSION_3 = 0x20080522
 READABLE = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/proc", "/dev", CODE)
-WRITABLE = ("/work", "/tmp", "/dev/shm", "/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/dev/pts", "/dev/ptmx")
+# Not /dev/zero: shared memory of it outlives its mappings' pages, as shared memory without a file does (seccomp.py).
+WRITABLE = ("/work", "/tmp", "/dev/shm", "/dev/null", "/dev/full", "/dev/tty", "/dev/pts", "/dev/ptmx")
 
 
 def main() -> None:
@@ -74,13 +75,17 @@ class Supervisor:
         try:
             outcome, stdout, stderr = Command(self.cell, limits).run(order, body)
         finally:
-            tree.clear(f"{TREE}/shm")
-            self._new_cell()  # ready before the next command is known
+            try:
+                tree.clear(f"{TREE}/shm")
+            finally:
+                self._new_cell()  # ready before the next command is known
         return outcome | {"split": len(stdout)}, stdout + stderr
 
     def _new_cell(self) -> None:
         self.cell.kill()
         self.cell.finish()
+        for name in FOLDERS:
+            os.chmod(f"{TREE}/{name}", 0o700)  # a command may have changed it, and a cell starts in one of them
         self.cell = Cell(self.filter)
 
     def do_put(self, request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:

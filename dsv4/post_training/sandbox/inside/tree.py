@@ -13,12 +13,18 @@ from typing import Any
 Step = dict[str, Any]
 
 
+def enter(top: str) -> None:
+    """Change to a folder, of which a command may have taken its owner's rights."""
+    os.chmod(top, 0o700)
+    os.chdir(top)
+
+
 def pack(top: str) -> bytes:
     """Archive of the folder's contents; sockets are left out."""
     steps: list[Step] = []
     data: list[bytes] = []
     linked: dict[int, int] = {}  # inode -> number of the file among files with several names
-    os.chdir(top)
+    enter(top)
     pending = [sorted(os.listdir("."), reverse=True)]
     entered: list[Step] = []
     while pending:
@@ -85,7 +91,7 @@ def unpack(top: str, archive: bytes) -> None:
     position = line + 1
     numbered: dict[int, int] = {}  # number of a file with several names -> descriptor
     entered: list[Step] = []
-    os.chdir(top)
+    enter(top)
     for step in json.loads(archive[:line]):
         if "up" in step:
             folder = entered.pop()
@@ -129,7 +135,7 @@ def unpack(top: str, archive: bytes) -> None:
 
 def clear(top: str) -> None:
     """Remove all that is in a folder."""
-    os.chdir(top)
+    enter(top)
     pending = [os.listdir(".")]
     folders: list[str] = []
     while pending:
