@@ -13,7 +13,7 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from rich.console import Console
+from torch import Tensor
 
 from dsv4.checkpoint.atomic import DiskFullError, kept_if_whole, new_file, new_folder, sole_writer
 from dsv4.commands.recipe_flags import parse
@@ -35,7 +36,7 @@ from dsv4.data.tokenizing import ShardWriter
 from dsv4.engine.loading import check_device
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
-from dsv4.parallel.first_rank import on_first_rank
+from dsv4.parallel.first_rank import first_of_group, on_first_rank, patient_group
 from dsv4.parallel.mesh import launched, process_group
 from dsv4.parallel.pieces import Values
 from dsv4.tokenizer import Tokenizer
@@ -143,21 +144,34 @@ def _train(options: argparse.Namespace, rank: int) -> int:
 def _export(trainer: Trainer, recipe: PretrainRecipe, run_dir: Path, out: Path, console: Console) -> None:
     """Write the model folder, and first the adapter of a run that trained one; of several ranks, the first writes."""
     lora, ranks = recipe.lora.settings, trainer if isinstance(trainer, RankTrainer) else None
-    first = ranks is None or dist.get_rank() == 0
+    group = None if ranks is None else patient_group()
+    write: Callable[[], object]
     if lora is not None:
         assert recipe.model.start is not None
         pairs = adapter_pairs(trainer.model) if ranks is None else ranks.gather_adapters()
-        if first:
-            export_adapter(pairs, lora, Path(recipe.model.start), run_dir / "adapter", out)
-        console.print(f"adapter: {run_dir / 'adapter'}", highlight=False)
+        write = partial(export_adapter, pairs, lora, Path(recipe.model.start), run_dir / "adapter", out)
     elif ranks is None:
-        export_model(trainer.model, run_dir / "tokenizer", out)
+        write = partial(export_model, trainer.model, run_dir / "tokenizer", out)
     else:
         tensors = ranks.gather_tensors()
-        if first:
-            export_tensors(tensors, trainer.model.config, run_dir / "tokenizer", out)
-        deque(tensors, maxlen=0)  # the other ranks send theirs
+        write = partial(_export_gathered, tensors, trainer.model.config, run_dir / "tokenizer", out)
+        if dist.get_rank() > 0:
+            deque(tensors, maxlen=0)  # sends this rank's
+    if group is None:
+        write()
+    else:
+        first_of_group(write, group)
+    if lora is not None:
+        console.print(f"adapter: {run_dir / 'adapter'}", highlight=False)
     console.print(f"model folder: {out}", highlight=False)
+
+
+def _export_gathered(tensors: Iterator[tuple[str, Tensor]], config: ModelConfig, tokenizer: Path, out: Path) -> None:
+    try:
+        export_tensors(tensors, config, tokenizer, out)
+    except Exception:
+        deque(tensors, maxlen=0)  # which the other ranks go on sending
+        raise
 
 
 def given_recipe(words: list[str]) -> PretrainRecipe:

@@ -1,10 +1,11 @@
 """Memory of a training run per rank, predicted from its config, its batches, the machine and its parallel degrees.
 
-Parameters, gradients and momenta are fp32 and sharded over all ranks of a pipeline stage (FSDP). In fp32, two layers
-are gathered at a time, with a rank's share of the experts, and what is outside of the layers for the whole step.
-Quantization-aware training rounds layers where they are gathered, and keeps rounded values of what is outside; one rank
-keeps those of all. What `run.precision` rounds is kept whole until the step's end. Activations are those of the native
-kernels (activations.py), for as many micro-batches as a pipeline stage has in flight.
+Parameters, gradients and momenta are fp32 and sharded over all ranks of a pipeline stage (FSDP). Dense matrices that
+Muon steps are there twice, with their gradients: as every rank's rows, and whole at their owners (parallel/zero.py). In
+fp32, two layers are gathered at a time, with a rank's share of the experts, and what is outside of the layers for the
+whole step. Quantization-aware training rounds layers where they are gathered, and keeps rounded values of what is
+outside; one rank keeps those of all. What `run.precision` rounds is kept whole until the step's end. Activations are
+those of the native kernels (activations.py), for as many micro-batches as a pipeline stage has in flight.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from functools import lru_cache
 from dsv4.analysis.activations import Recompute, head_activations, layer_activations, received_rows
 from dsv4.analysis.degrees import Degrees
 from dsv4.analysis.hardware import Machine, Precision
+from dsv4.analysis.pipeline_stages import stage_sizes
 from dsv4.analysis.training_flops import Phase
 from dsv4.analysis.training_weights import Weights, weights_by_part
 from dsv4.config import ModelConfig
@@ -50,6 +52,7 @@ class Setting:
     keep_gathered: bool = False  # layers stay gathered from their forward to their backward
     rounds: bool = False  # products multiply rounded weights, though all else is predicted in fp32
     shared_weights: bool = False  # the ranks are processes of one machine that share parameters and momenta
+    stages: tuple[int, ...] = ()  # main layers of each stage of a pipeline of as many; of others: of about equal cost
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,12 @@ def rank_memory(
 ) -> Memory:
     """Memory of a rank at pipeline stage `place`, with `micro` micro-batches per step."""
     config, precision = setting.config, setting.precision
-    layers, weights = stage_parts(config, degrees.pipeline, place)
+    layers, weights = stage_parts(setting, degrees.pipeline, place)
     shards = 1 if setting.shared_weights else degrees.shards
     number, tokens = NUMBER_BYTES[precision], shape.row_tokens / degrees.context
-    masters = 4 * weights.total / shards
-    whole, outside = weights.on_rank(degrees.expert), _outside(config, degrees, place)
+    owned = 4 * (weights.dense - weights.adamw) / shards if shards > 1 else 0.0  # whole matrices, beside the rows
+    masters = 4 * weights.total / shards + owned
+    whole, outside = weights.on_rank(degrees.expert), _outside(setting, degrees, place)
     per_layer = (whole.total - outside.total) / len(layers)
     copies = 0.0
     if shards > 1:
@@ -102,12 +106,14 @@ def rank_memory(
     return Memory(
         weights=copies,
         masters=masters,
-        gradients=4 * weights.total / shards * (2 if setting.shared_weights and setting.gpus > 1 else 1),  # and a sum
+        # Of processes that share weights, and a sum.
+        gradients=4 * weights.total / shards * (2 if setting.shared_weights and setting.gpus > 1 else 1) + owned,
         momenta=4 * (weights.total + weights.adamw) / shards,
         quantized=4.0 * (outside if shards > 1 else whole).quantized if setting.quantized else 0.0,
         activations=activations,
         working=working,
-        buffers=exchanged + (4 * (per_layer + outside.total) if shards > 1 else 0.0),
+        # FSDP's, and later in the step those of the exchange with the owners: rows sent, and rows received.
+        buffers=max(exchanged + 4 * (per_layer + outside.total), 2 * owned) if shards > 1 else exchanged,
         runtime=setting.machine.runtime,
     )
 
@@ -118,11 +124,11 @@ def received_bytes(setting: Setting, shape: StageShape, degrees: Degrees, layer:
     return (1 - 1 / degrees.context) * NUMBER_BYTES[setting.precision] * rows
 
 
-def _outside(config: ModelConfig, degrees: Degrees, place: int) -> Weights:
+def _outside(setting: Setting, degrees: Degrees, place: int) -> Weights:
     """Parameters of a rank that FSDP holds in the root's group: embedding, head, MTP blocks without their experts."""
-    layers, weights = stage_parts(config, degrees.pipeline, place)
-    by_part = weights_by_part(config)
-    main = sum((by_part[f"layers.{layer}"] for layer in layers if layer < config.num_hidden_layers), Weights())
+    layers, weights = stage_parts(setting, degrees.pipeline, place)
+    by_part, count = weights_by_part(setting.config), setting.config.num_hidden_layers
+    main = sum((by_part[f"layers.{layer}"] for layer in layers if layer < count), Weights())
     experts = weights.experts - main.experts  # of MTP blocks, all of them quantized
     return Weights(weights.dense - main.dense, quantized=weights.quantized - main.quantized - experts)
 
@@ -154,11 +160,16 @@ def _kept(
     return total, max(0, max(peaks) - total)
 
 
-@lru_cache(maxsize=4096)
-def stage_parts(config: ModelConfig, ranks: int, place: int) -> tuple[tuple[int, ...], Weights]:
+def stage_parts(setting: Setting, ranks: int, place: int) -> tuple[tuple[int, ...], Weights]:
     """Layers of pipeline stage `place` of `ranks`, MTP blocks at the end of the last, and its parameters."""
-    layers = config.num_hidden_layers
-    mine = list(range(place * layers // ranks, (place + 1) * layers // ranks))
+    given = len(setting.stages) == ranks
+    return _stage_parts(setting.config, setting.stages if given else stage_sizes(setting.config, ranks), place)
+
+
+@lru_cache(maxsize=4096)
+def _stage_parts(config: ModelConfig, sizes: tuple[int, ...], place: int) -> tuple[tuple[int, ...], Weights]:
+    layers, ranks, first = config.num_hidden_layers, len(sizes), sum(sizes[:place])
+    mine = list(range(first, first + sizes[place]))
     names = [f"layers.{layer}" for layer in mine] + ["embed"] * (place == 0)
     if place == ranks - 1:
         mine += range(layers, layers + config.num_nextn_predict_layers)

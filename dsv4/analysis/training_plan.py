@@ -202,7 +202,7 @@ def _communication(setting: Setting, shape: StageShape, degrees: Degrees, micro:
     if setting.shared_weights:
         return 0.0
     config = setting.config
-    _, weights = stage_parts(config, degrees.pipeline, 0)
+    _, weights = stage_parts(setting, degrees.pipeline, 0)
     seconds = 0.0
     if degrees.shards > 1:
         held = weights.dense + weights.experts / degrees.expert
@@ -215,7 +215,7 @@ def _communication(setting: Setting, shape: StageShape, degrees: Degrees, micro:
         moved = tokens * config.num_experts_per_tok * config.hidden_size * 2 * 4 * (1 - 1 / degrees.expert)
         seconds += moved / setting.machine.bandwidth(degrees.expert)
     if degrees.context > 1:
-        layers, _ = stage_parts(config, degrees.pipeline, 0)
+        layers, _ = stage_parts(setting, degrees.pipeline, 0)
         received = sum(received_bytes(setting, shape, degrees, layer) for layer in layers)
         # There for the forward and for what runs again, and back as gradients.
         seconds += 3 * micro * received / setting.machine.bandwidth(degrees.context * degrees.expert)

@@ -41,7 +41,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--device", choices=[*MACHINES, CPU], default="H100", help="default: %(default)s; cpu: this machine's"
     )
-    parser.add_argument("--precision", choices=PRECISIONS, default=None, help="default: the recipe's, or else bf16")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default=None, help="default: the recipe's, or else bf16; on cpu fp32"
+    )
     for name, ranks in (
         ("data", "that share parameters (FSDP) and take rows of their own"),
         ("expert", "that share the experts and take rows of their own"),

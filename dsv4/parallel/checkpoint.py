@@ -1,12 +1,14 @@
 """Checkpoints that all ranks write together (torch.distributed.checkpoint), in the background of the next steps.
 
 `folder/step-N` appears by a rename once every rank has written its part, so that a kill at any time leaves the last
-whole one. A checkpoint holds tensors by name, whole or as parts: another number of ranks can read it.
+whole one. `old-N` is being replaced, `gone-N` removed. A checkpoint holds tensors by name, whole or as parts: another
+number of ranks can read it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import shutil
@@ -15,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 import torch.distributed as dist
@@ -30,7 +32,7 @@ from dsv4.parallel.first_rank import first_of_group
 
 KEPT = 2  # checkpoints: the last one, and the one before
 SUSPECTED, COMMON = "suspected", "common.pt"  # files of a checkpoint
-_NAME = re.compile(r"step-(\d+)")
+_NAME, _OLD = re.compile(r"step-(\d+)"), re.compile(r"old-(\d+)")
 
 
 def whole_steps(folder: Path) -> list[int]:
@@ -107,8 +109,22 @@ def write_checkpoint(
 def remove_checkpoints(folder: Path) -> None:
     """Remove all checkpoints in a folder, the last one first, and the folder."""
     for step in reversed(whole_steps(folder)):
-        shutil.rmtree(_set_aside(folder / f"step-{step}"))
+        _remove(folder / f"step-{step}")
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def restore_checkpoints(folder: Path) -> None:
+    """Undo a replacement that a kill cut short, and remove what killed runs left of others and of removals."""
+    replaced = sorted((int(m[1]) for path in folder.glob("old-*") if (m := _OLD.fullmatch(path.name))), reverse=True)
+    for step in replaced:
+        old = folder / f"old-{step}"
+        if step > max(whole_steps(folder), default=-1):
+            old.rename(folder / f"step-{step}")
+            sync_folder(folder)
+        else:
+            _remove(old)
+    for left in folder.glob("gone-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _new_folder(folder: Path, step: int, suspected: bool) -> Path:
@@ -126,23 +142,34 @@ def _publish(folder: Path, step: int, position: dict[str, Any], common: Mapping[
     """Rename a checkpoint whose tensors are written."""
     path, temporary = folder / f"step-{step}", folder / f"writing-{step}"
     with space_in_words(path):
-        (temporary / "position.json").write_text(json.dumps(position), encoding="utf-8")
+        with (temporary / "position.json").open("wb") as handle:
+            handle.write(json.dumps(position).encode())
+            _sync(handle)
         if common:
             with (temporary / COMMON).open("wb") as handle:
                 torch.save(dict(common), handle)  # given a path, its error would not say why writing failed
+                _sync(handle)
         sync_folder(temporary)
-    old = _set_aside(path) if path.exists() else None  # of before a rollback
+    old = folder / f"old-{step}"
+    if path.exists():  # of before a rollback
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
     temporary.rename(path)
     sync_folder(folder)
-    if old is not None:
-        shutil.rmtree(old)
+    if old.exists():
+        _remove(old)
 
 
-def _set_aside(path: Path) -> Path:
-    """Rename a checkpoint, so that one that is removed in part counts no more; what a killed run left goes."""
-    old = path.with_name(path.name.replace("step", "old"))
-    shutil.rmtree(old, ignore_errors=True)
-    return path.rename(old)
+def _sync(handle: BinaryIO) -> None:
+    handle.flush()
+    os.fsync(handle.fileno())
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, first by another name: one that is removed in part counts no more."""
+    gone = path.with_name(f"gone-{path.name.partition('-')[2]}")
+    shutil.rmtree(gone, ignore_errors=True)
+    shutil.rmtree(path.rename(gone))
 
 
 class Checkpoints:
@@ -154,6 +181,7 @@ class Checkpoints:
         # Of its own: it writes while other collectives run.
         self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
         self._pending: tuple[Future[Any], int, dict[str, Any], dict[str, Any]] | None = None
+        first_of_group(lambda: restore_checkpoints(folder), self._group)
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step}"
@@ -208,7 +236,7 @@ class Checkpoints:
         def publish() -> None:
             _publish(self.folder, step, position, common)
             for other in set(self.steps()[:-KEPT]) - set(self.unsuspected()):
-                shutil.rmtree(_set_aside(self.path(other)))
+                _remove(self.path(other))
 
         try:
             with _first_cause():
@@ -226,7 +254,7 @@ class Checkpoints:
         if dist.get_rank() == 0:
             for later in reversed(self.steps()):
                 if later > step:
-                    shutil.rmtree(_set_aside(self.path(later)))
+                    _remove(self.path(later))
         dist.barrier(self._group)
 
     def load(self, path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:

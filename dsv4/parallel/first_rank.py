@@ -6,7 +6,7 @@ import functools
 import pickle
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
@@ -59,14 +59,32 @@ def on_first_rank(name: str, work: Callable[[], T]) -> T:
     return result
 
 
+def patient_group() -> dist.ProcessGroup:
+    """Group of all ranks that waits for one of them however long it works, but not once it has ended."""
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=LONGEST))
+
+
 def first_of_group(work: Callable[[], object], group: dist.ProcessGroup | None = None) -> None:
-    """Run `work` on rank 0 while the others of a process group wait; its error is raised on all of them."""
-    error: Exception | None = None
+    """Run `work` on rank 0 while the others of a process group wait; its error is raised on all of them.
+
+    They wait as long as the group's collectives do: of work that may take long give a `patient_group`.
+    """
+    own: Exception | None = None
     if dist.get_rank() == 0:
         try:
             work()
         except Exception as raised:
-            error = raised
-    error = gather_objects(error, group)[0]
+            own = raised
+    sent = gather_objects(None if own is None else _to_send(own), group)[0]
+    error = own or sent
     if error is not None:
         raise error
+
+
+def _to_send(error: Exception) -> Exception:
+    """The error, or its words in one that can be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return FirstRankError(f"rank 0 stopped: {error}")
+    return error

@@ -44,34 +44,6 @@ class StagePlace:
         return frozenset({"embed.weight"}) if self.last and not self.first else frozenset()
 
 
-def balance_layers(costs: Sequence[float], stages: int, first: float = 0.0, last: float = 0.0) -> list[int]:
-    """Layers per stage, at least one each, such that the costliest stage costs as little as it can.
-
-    costs: of each layer; first, last: of what the first and the last stage have besides (embedding; head and MTP).
-    """
-    layers = len(costs)
-    if not 1 <= stages <= layers:
-        raise ValueError(f"{layers} layers in {stages} stages; allowed: 1 to {layers}")
-    # least[n][i]: (cost of the costliest of the first n stages when they hold i layers, layers of the last of them)
-    least: list[dict[int, tuple[float, int]]] = [{0: (0.0, 0)}]
-    for stage in range(stages):
-        extra = (first if stage == 0 else 0.0) + (last if stage == stages - 1 else 0.0)
-        row: dict[int, tuple[float, int]] = {}
-        for end in range(stage + 1, layers - (stages - stage - 1) + 1):
-            options = (
-                (max(least[stage][begin][0], sum(costs[begin:end]) + extra), end - begin)
-                for begin in least[stage]
-                if begin < end
-            )
-            row[end] = min(options)
-        least.append(row)
-    sizes, end = [], layers
-    for stage in range(stages, 0, -1):
-        sizes.append(least[stage][end][1])
-        end -= sizes[-1]
-    return sizes[::-1]
-
-
 def place_of(sizes: Sequence[int], index: int, num_layers: int) -> StagePlace:
     """Stage `index` of stages with `sizes` layers. ValueError unless these are all layers, one per stage at least."""
     if sum(sizes) != num_layers or min(sizes) < 1:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dsv4.analysis.activations import Recompute
+from dsv4.config import COMPRESSION_KINDS, ModelConfig
 from dsv4.kernels.precision import Precision, precision
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
@@ -125,10 +126,21 @@ def step_numerics(model: Transformer, work: Work, whole: bool = True) -> Iterato
         yield
 
 
+def averaged_layers(config: ModelConfig, work: Work, totals: Counts) -> tuple[int, int]:
+    """(score-routed layers, CSA layers) of a step's forward of the whole model, over which their losses are means.
+
+    A CSA layer counts whether its indexer learns or not: with some adapted, each has the gradient that it has with all.
+    """
+    with_mtp = bool(work.weights.mtp and totals.mtp_targets and config.num_nextn_predict_layers)
+    blocks = config.num_hidden_layers + (1 if with_mtp else 0)
+    indexed = [ratio for ratio in config.compress_ratios[:blocks] if COMPRESSION_KINDS[ratio].has_indexer]
+    return blocks - config.num_hash_layers, max(1, len(indexed))
+
+
 def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Counts) -> Result:
     device = data.mask.device
     routing = {name: index.to(device, torch.int64) for name, index in data.routing.items()}
-    aux = AuxLosses(routing, work.count_clamps)
+    aux = AuxLosses(routing, work.count_clamps, averaged_layers(model.config, work, totals))
     total, losses = compute_losses(model, data.batch, data.mask, work.weights, aux, totals)
     if total.requires_grad:  # not so for a batch without targets where the head alone learns
         total.backward()

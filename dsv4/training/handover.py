@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from dsv4.model.lora import is_adapter
-from dsv4.parallel.checkpoint import read_checkpoint, remove_checkpoints, whole_steps, write_checkpoint
+from dsv4.parallel.checkpoint import (
+    read_checkpoint,
+    remove_checkpoints,
+    restore_checkpoints,
+    whole_steps,
+    write_checkpoint,
+)
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.state import RunPosition, StateError, load_state, read_position, run_tensors, save_state
 
@@ -51,7 +57,9 @@ def take_checkpoint(run_dir: Path, model: Transformer, optimizer: MuonAdamW) -> 
 
     Model and optimizer take it. StateError if it is damaged or of another model.
     """
-    folder, steps = run_dir / CHECKPOINTS, whole_steps(run_dir / CHECKPOINTS)
+    folder = run_dir / CHECKPOINTS
+    restore_checkpoints(folder)
+    steps = whole_steps(folder)
     if steps and steps[-1] > _state_step(run_dir):
         optimizer.start_adamw()
         try:

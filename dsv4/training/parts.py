@@ -12,10 +12,10 @@ from dataclasses import astuple, dataclass
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from dsv4.config import ModelConfig
+from dsv4.analysis.pipeline_stages import stage_sizes
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.context import cut_batch, even_cut
-from dsv4.parallel.pipeline import balance_layers, end_group, keep_stage, place_of
+from dsv4.parallel.pipeline import end_group, keep_stage, place_of
 from dsv4.parallel.sums import sum_numbers
 from dsv4.training.gradient import MicroBatch, sum_counts
 from dsv4.training.losses import Counts, count_parts
@@ -38,20 +38,6 @@ class Parts:
         return [group for group in groups if group.size() > 1]
 
 
-def layer_costs(config: ModelConfig) -> tuple[list[float], float]:
-    """(cost of each main layer, of what the last stage has besides), in multiply-adds per token outside attention.
-
-    The embedding costs nothing, the head its matrix, the MTP block a layer, two projections, and the head again.
-    """
-    d, width = config.hidden_size, config.moe_intermediate_size
-    heads = config.num_attention_heads * config.head_dim
-    layer = 3.0 * d * width * (config.num_experts_per_tok + config.n_shared_experts)
-    layer += config.q_lora_rank * (d + heads) + d * config.head_dim + config.o_lora_rank * (heads + d * config.o_groups)
-    head = float(d * config.vocab_size)
-    mtp = config.num_nextn_predict_layers * (layer + 2.0 * config.hc_mult * d * d + head)
-    return [layer] * config.num_hidden_layers, head + mtp
-
-
 def place_rank(model: Transformer, mesh: DeviceMesh, sizes: Sequence[int] = ()) -> Parts:
     """Leave in `model` this rank's stage of the mesh's pipeline. All ranks call it, before the optimizer is made.
 
@@ -61,11 +47,9 @@ def place_rank(model: Transformer, mesh: DeviceMesh, sizes: Sequence[int] = ()) 
     if stages == 1:
         return Parts(mesh, None)
     config = model.config
-    costs, last = layer_costs(config)
     if sizes and len(sizes) != stages:
         raise ValueError(f"layers of {len(sizes)} stages are given; the pipeline has {stages} stages")
-    chosen = sizes or balance_layers(costs, stages, last=last)
-    place = place_of(chosen, mesh.get_local_rank("pipeline"), config.num_hidden_layers)
+    place = place_of(sizes or stage_sizes(config, stages), mesh.get_local_rank("pipeline"), config.num_hidden_layers)
     keep_stage(model, place)
     return Parts(mesh, Pipeline(place, mesh.get_group("pipeline"), end_group(mesh)))
 

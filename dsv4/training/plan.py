@@ -49,8 +49,9 @@ class TimePlan:
 
     `costs` are (share of the steps, relative cost of a step) of the run's stages: the time left counts the steps of
     later stages at their own cost. The speed is measured after `calibration` steps and again every REPLAN_EVERY
-    steps until the learning rate decays; in a run resumed without a measurement, behind SETTLED steps of its own. Every
-    total is written to `path` at once and never recomputed, so that a resumed run repeats its steps to the same bits.
+    steps until the learning rate decays; in a run resumed without a measurement, behind SETTLED steps of its own. What
+    a rollback undid is spent from the budget, but no part of the speed. Every total is written to `path` at once and
+    never recomputed, so that a resumed run repeats its steps to the same bits.
     `calibration`: steps before the first measurement, 2 or more.
     """
 
@@ -66,28 +67,37 @@ class TimePlan:
         self.path, self.seconds, self._costs, self._calibration = path, seconds, tuple(costs), calibration
         # (step of the measurement, total steps of the run from then on)
         self.entries: list[tuple[int, int]] = _read_plan(path) if path.exists() else []
-        self._mark: tuple[int, float] | None = None
+        self._times: dict[int, float] = {}  # by step of this process, in order: elapsed, without what was undone
+        self._undone = 0.0
 
     def total(self, step: int) -> int:
         return next((total for made, total in reversed(self.entries) if made <= step), UNPLANNED)
 
     def observe(self, step: int, elapsed: float, freeze: bool) -> None:
+        if step < 1:
+            return
+        self._note(step, elapsed)
         if freeze and self.entries:  # without a plan yet, a rate that decays from the first step is still unplanned
             return
-        if self._mark is None:  # the first step allocates and warms up, so it is left out of the speed
-            if step >= 1:
-                self._mark = (step, elapsed)
-            return
-        since, at = self._mark
+        since, at = next(iter(self._times.items()))  # the first step allocates and warms up: no part of the speed
         first = self._calibration
         due = step == first or (step > first and step % REPLAN_EVERY == 0)
         # A process that ended just before the first measurement took the mark with it.
         late = not self.entries and step >= first and step - since >= SETTLED
         if not (due or late) or step <= since or (self.entries and self.entries[-1][0] >= step):
             return
-        self.entries.append((step, self._find_total(step, elapsed, (elapsed - at) / (step - since), since)))
+        seconds_per_step = (self._times[step] - at) / (step - since)
+        self.entries.append((step, self._find_total(step, elapsed, seconds_per_step, since)))
         with new_file(self.path) as temporary:
             temporary.write_text(json.dumps({"steps": None, "seconds": self.seconds, "entries": self.entries}), "utf-8")
+
+    def _note(self, step: int, elapsed: float) -> None:
+        if step in self._times:  # again, after a rollback
+            self._undone = elapsed - self._times[step]
+            self._times = {earlier: at for earlier, at in self._times.items() if earlier <= step}
+        elif self._times and step < next(reversed(self._times)):  # before the first step of this process
+            self._times, self._undone = {}, 0.0
+        self._times[step] = elapsed - self._undone
 
     def _find_total(self, step: int, elapsed: float, seconds_per_step: float, since: int) -> int:
         """Largest total, more than `step`, that ends within the budget.

@@ -171,6 +171,10 @@ def _policies(recipe: PretrainRecipe) -> list[Recompute]:
 
 
 def _setting(recipe: PretrainRecipe, config: ModelConfig, machine: Machine, choice: Choice) -> Setting:
+    if recipe.lora.rank is not None:
+        raise ValueError(
+            f"lora.rank {recipe.lora.rank}: plans are of runs that train every parameter; allowed: without lora.rank"
+        )
     return Setting(
         config,
         machine,
@@ -179,6 +183,7 @@ def _setting(recipe: PretrainRecipe, config: ModelConfig, machine: Machine, choi
         quantized=recipe.run.quantized_share > 0,
         mtp=recipe.loss.mtp > 0,
         keep_gathered=recipe.parallel.keep_gathered,
+        stages=recipe.parallel.stages,
         efficiency=machine.efficiency if choice.efficiency is None else choice.efficiency,
     )
 

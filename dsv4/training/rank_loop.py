@@ -19,7 +19,7 @@ from dsv4.model.lora import is_adapter
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.checkpoint import Checkpoints
 from dsv4.parallel.expert import split_experts
-from dsv4.parallel.first_rank import first_of_group
+from dsv4.parallel.first_rank import first_of_group, patient_group
 from dsv4.parallel.fsdp import shard_model
 from dsv4.parallel.mesh import make_mesh
 from dsv4.parallel.pieces import Values, fill_pieces, gather_tensors
@@ -82,7 +82,8 @@ class RankTrainer(Trainer):
         degrees.check(dist.get_world_size(), model.config.n_routed_experts, model.config.num_hidden_layers)
         self.degrees, self.mesh = degrees, make_mesh(degrees, torch.device(device).type)
         adapted = any(map(is_adapter, model.state_dict()))
-        first_of_group(lambda: take_state(run_dir, model, optimizer))
+        self.checkpoints = Checkpoints(run_dir / CHECKPOINTS, stability.keep if stability else 0)
+        first_of_group(lambda: take_state(run_dir, model, optimizer), patient_group())
         self.parts = place_rank(model, self.mesh, layers)
         split_experts(model, self.mesh["expert"])
         if adapted:
@@ -95,7 +96,6 @@ class RankTrainer(Trainer):
                     fill_pieces(model, self.mesh, values)
             copies = self.parts.pipeline.place.copies if self.parts.pipeline is not None else frozenset()
             self.sharded = ShardedMuonAdamW(model, self.mesh, copies, **optimizer)
-        self.checkpoints = Checkpoints(run_dir / CHECKPOINTS, stability.keep if stability else 0)
         self._saved = -1  # step of the checkpoint begun last
         # Of the optimizer the loop itself uses what both kinds have; the rest is in the methods below.
         one = cast(MuonAdamW, self.sharded)
@@ -186,8 +186,9 @@ class RankTrainer(Trainer):
         return gather_tensors(self.model, self.mesh)
 
     def gather_adapters(self) -> dict[str, Pair]:
-        """The adapters of all stages and experts by name of the matrix, on every rank."""
-        pairs = adapter_pairs(self.model)
+        """The adapters of all stages and experts by name of the matrix, on every rank, in the host's memory."""
+        # Gathered objects keep their devices, which differ between ranks.
+        pairs = {name: Pair(pair.a.cpu(), pair.b.cpu()) for name, pair in adapter_pairs(self.model).items()}
         if self.degrees.expert > 1:
             parts = gather_objects(pairs, self.mesh.get_group("expert"))
             for name in pairs:

@@ -9,12 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dsv4.config import COMPRESSION_KINDS, ModelConfig
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.pipeline import StagePlace, run_stages, with_loss
 from dsv4.parallel.sums import sum_gradients
-from dsv4.training.gradient import MicroBatch, Result, Work, begun_lengths, step_numerics, sum_results
+from dsv4.training.gradient import MicroBatch, Result, Work, averaged_layers, begun_lengths, step_numerics, sum_results
 from dsv4.training.losses import Counts, Losses, auxiliary_losses, losses_of_streams
 from dsv4.training.recompute import recomputing
 
@@ -28,13 +27,6 @@ class Pipeline:
     ends: dist.ProcessGroup | None
 
 
-def reporting_layers(config: ModelConfig, with_mtp: bool) -> tuple[int, int]:
-    """(score-routed layers, CSA layers) of a forward of the whole model."""
-    blocks = config.num_hidden_layers + (1 if with_mtp else 0)
-    indexed = [ratio for ratio in config.compress_ratios[:blocks] if COMPRESSION_KINDS[ratio].has_indexer]
-    return blocks - config.num_hash_layers, max(1, len(indexed))
-
-
 def compute_stage_gradient(
     model: Transformer, pipeline: Pipeline, batches: Sequence[MicroBatch], work: Work, totals: Counts
 ) -> Result:
@@ -44,8 +36,7 @@ def compute_stage_gradient(
     gradients are those of both ends.
     """
     place, results = pipeline.place, [Result(Losses(0.0, 0.0, 0.0, 0.0, 0.0, 0), {}, 0)] * len(batches)
-    with_mtp = bool(work.weights.mtp and totals.mtp_targets and model.config.num_nextn_predict_layers)
-    layers = reporting_layers(model.config, with_mtp)
+    layers = averaged_layers(model.config, work, totals)
 
     def compute(number: int, streams: Tensor | None) -> Tensor:
         data = batches[number]

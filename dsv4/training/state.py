@@ -76,8 +76,8 @@ def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW, position: typ
         raise StateError(f"{path}: {error}") from error
     model.load_state_dict(state["model"], strict=False)  # checked above
     torch.set_rng_state(state["rng"])
-    if "cuda_rng" in state:
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    if "cuda_rng" in state:  # of all GPUs of then, of which fewer may be here
+        torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,9 +15,12 @@ from torch._C._distributed_c10d import HashStore
 
 from dsv4.analysis.degrees import Degrees
 from dsv4.parallel.checkpoint import Checkpoints
+from dsv4.training.handover import take_checkpoint
 from dsv4.training.loop import Stage
+from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import FixedPlan
 from dsv4.training.rank_loop import RankTrainer
+from dsv4.training.state import StateError
 
 from ..training.tiny_training import Rows
 from .rank_program import UnevenBatches, make_start, settings
@@ -70,12 +74,68 @@ def test_a_checkpoint_removed_in_part_counts_no_more(checkpoints: Checkpoints, m
     assert checkpoints.steps() == [2]
 
 
-def test_what_a_killed_run_set_aside_does_not_stop_a_later_one(checkpoints: Checkpoints) -> None:
+def killed_by_the_rename(checkpoints: Checkpoints, pattern: str, step: int, value: float) -> None:
+    """Save a checkpoint up to the rename of a folder whose name begins with `pattern`."""
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name.startswith(pattern):
+            raise Killed
+        return rename(path, target)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "rename", killed)
+        save(checkpoints, step, value)
+
+
+def names(checkpoints: Checkpoints) -> list[str]:
+    return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+def test_a_kill_between_the_renames_of_a_replacement_leaves_what_was_there(checkpoints: Checkpoints) -> None:
     save(checkpoints, 2, 1.0)
-    shutil.copytree(checkpoints.path(2), checkpoints.folder / "old-2")
-    save(checkpoints, 2, 2.0)
-    assert load(checkpoints, 2) == 2.0 and checkpoints.steps() == [2]
-    assert not (checkpoints.folder / "old-2").exists()
+    killed_by_the_rename(checkpoints, "writing-", 2, 2.0)
+    assert checkpoints.steps() == []
+    again = Checkpoints(checkpoints.folder)
+    assert again.steps() == [2] and load(again, 2) == 1.0
+    save(again, 2, 3.0)
+    assert load(again, 2) == 3.0 and names(again) == ["step-2"]
+
+
+def test_one_process_goes_on_from_a_replacement_that_was_cut_short(checkpoints: Checkpoints) -> None:
+    save(checkpoints, 2, 1.0)
+    killed_by_the_rename(checkpoints, "writing-", 2, 2.0)
+    model, optimizer = make_start(None)
+    # As far as the checkpoint is read, which is of another model.
+    with pytest.raises(StateError, match="step-2 is damaged or of another model"):
+        take_checkpoint(checkpoints.folder.parent, model, MuonAdamW(model, model.config, **optimizer))
+
+
+def test_what_killed_runs_set_aside_goes_with_the_next_start(checkpoints: Checkpoints) -> None:
+    """Never one that was being removed, of which a part may be gone, nor one with a later step."""
+    save(checkpoints, 4, 1.0)
+    killed_by_the_rename(checkpoints, "old-", 4, 2.0)
+    shutil.copytree(checkpoints.path(4), checkpoints.folder / "old-2")
+    shutil.copytree(checkpoints.path(4), checkpoints.folder / "gone-6")
+    assert names(checkpoints) == ["gone-6", "old-2", "old-4", "step-4"]
+    again = Checkpoints(checkpoints.folder)
+    assert names(again) == ["step-4"] and load(again, 4) == 2.0
+
+
+def test_what_a_checkpoint_holds_besides_its_tensors_is_synced(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    checkpoints.start(2, {"weight": torch.zeros(3)}, {"step": 2}, {"routing": torch.ones(2)})
+    checkpoints.finish()
+    assert {path.stat().st_ino for path in checkpoints.path(2).iterdir()} <= synced
 
 
 def test_a_checkpoint_counts_once_it_is_written_and_not_only_at_the_next(one_rank: None, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Work of the first rank where no torchrun holds the store: the others get its result, one after the other."""
+"""Work of the first rank: the others wait for it, however long it takes, and get its results or its error."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from .ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -51,3 +53,16 @@ def test_ranks_without_torchrun_get_the_first_ones_results() -> None:
             rank.kill()
             rank.communicate()
     assert [said for said, _ in ends] == ["[200000, 200001, 200002]"] * 2, [error[-1500:] for _, error in ends]
+
+
+@pytest.mark.slow
+def test_ranks_wait_longer_for_the_first_than_collectives_do(tmp_path: Path) -> None:
+    """As it takes a state over, and as it merges adapters and writes the model folder."""
+    assert run_ranks("patient_ranks", "begin_and_export", 2, tmp_path) == [True, True]
+
+
+@pytest.mark.slow
+def test_an_error_of_the_first_rank_at_the_end_is_that_of_all(tmp_path: Path) -> None:
+    words = "model: tensor 'embed.weight': expected room; found none"
+    ends = [("CheckpointError", words), ("FirstRankError", f"rank 0 stopped: {words}")]
+    assert run_ranks("patient_ranks", "fail_to_export", 2, tmp_path) == ends

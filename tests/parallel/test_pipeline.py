@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dsv4.model.transformer import Transformer
-from dsv4.parallel.pipeline import balance_layers, keep_stage, place_of
+from dsv4.parallel.pipeline import keep_stage, place_of
 from tests.model.tiny import tiny_config
 
 from .ranks import run_ranks
@@ -56,16 +56,6 @@ def test_stages_have_the_parameters_of_the_model_once() -> None:
         seen += [name for name, _ in model.named_parameters()]
     assert set(seen) == whole
     assert sorted(seen) == sorted([*whole, "embed.weight"])  # the MTP block needs it too
-
-
-def test_layers_are_balanced_by_cost() -> None:
-    sizes = balance_layers([1.0] * 43, 8)
-    assert sum(sizes) == 43 and max(sizes) == 6
-    assert balance_layers([1.0, 1.0, 1.0, 1.0, 1.0], 2, last=1.0) == [3, 2]
-    assert balance_layers([4.0, 1.0, 1.0, 1.0, 1.0], 2) == [1, 4]
-    assert sum(balance_layers([1.0] * 61, 16, first=0.3, last=2.0)) == 61
-    with pytest.raises(ValueError, match="3 layers in 4 stages; allowed: 1 to 3"):
-        balance_layers([1.0] * 3, 4)
 
 
 def test_stages_must_hold_all_layers() -> None:

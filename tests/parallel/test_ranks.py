@@ -10,13 +10,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from dsv4.analysis.degrees import Degrees
 from dsv4.checkpoint import load_model, save_model
 from dsv4.checkpoint.adapter_files import Pair
+from dsv4.training import rank_loop
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.export import export_adapter
 from dsv4.training.loop import Trainer
@@ -169,6 +172,31 @@ def test_two_ranks_with_halved_experts_train_adapters_as_one_process(targets: li
     train(tmp_path / "ranks", 2, 1, None, LORA, lora=lora, targets=targets, degrees=degrees)
     alone = train_alone(tmp_path / "alone", 2, lora=lora, changes=LORA, targets=targets)
     assert_same_losses(records(tmp_path / "ranks"), alone)
+
+
+def test_adapters_are_gathered_in_the_hosts_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of other ranks would come on other GPUs, which no operation mixes."""
+
+    class OnGpu:
+        def cpu(self) -> torch.Tensor:
+            return torch.ones(2, 3)
+
+    def gather(pairs: dict[str, Pair], group: object) -> list[dict[str, Pair]]:
+        assert all(isinstance(tensor, torch.Tensor) for pair in pairs.values() for tensor in pair)
+        return [pairs, pairs]
+
+    names = ("layers.0.attn.wq_a", "layers.0.ffn.experts.w1")
+    monkeypatch.setattr(rank_loop, "adapter_pairs", lambda _: {name: Pair(OnGpu(), OnGpu()) for name in names})  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(rank_loop, "gather_objects", gather)
+    for degrees in ({"expert": 2}, {"pipeline": 2}, {"data": 2}):
+        pipeline = SimpleNamespace(group=None) if "pipeline" in degrees else None
+        trainer: Any = SimpleNamespace(
+            model=None, degrees=Degrees(**degrees), mesh=SimpleNamespace(get_group=lambda _: None),
+            parts=SimpleNamespace(pipeline=pipeline),
+        )  # fmt: skip
+        found = rank_loop.RankTrainer.gather_adapters(trainer)
+        assert list(found) == list(names) and all(isinstance(t, torch.Tensor) for pair in found.values() for t in pair)
+        assert len(found[names[1]].a) == (4 if "expert" in degrees else 2)
 
 
 @pytest.mark.slow

@@ -69,6 +69,24 @@ def test_a_run_that_ends_before_its_first_measurement_is_measured_soon(
     assert resumed.entries == made
 
 
+def test_steps_that_a_rollback_undid_are_spent_but_do_not_slow_the_run(tmp_path: Path) -> None:
+    plan = TimePlan(tmp_path / "plan.json", seconds=1000.0)
+    elapsed = 0.0
+    for step in (*range(1, 291), *range(161, 211), *range(201, 301)):  # back to 160, and to 200 in what came again
+        elapsed += 1.0
+        plan.observe(step, elapsed, freeze=False)
+    assert elapsed == 440.0
+    assert plan.total(300) == pytest.approx(1000 - 130 - 10, abs=1)
+
+
+def test_a_rollback_behind_the_start_of_a_resumed_run_measures_anew(tmp_path: Path) -> None:
+    drive(TimePlan(tmp_path / "plan.json", seconds=1000.0), 200, 1.0)
+    resumed = TimePlan(tmp_path / "plan.json", seconds=1000.0)
+    for elapsed, step in enumerate((*range(201, 291), *range(161, 301)), 201):
+        resumed.observe(step, float(elapsed), freeze=False)
+    assert resumed.total(300) == pytest.approx(1000 - 130, abs=1)
+
+
 def test_a_run_without_steps_or_seconds_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="0 steps; allowed: 1 or more"):
         FixedPlan(0)

@@ -250,3 +250,16 @@ def test_parameters_that_are_not_finite_are_not_saved(saved: Path) -> None:
 def test_senseless_settings_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}; allowed"):
         TrainSettings(Schedule(peak=0.01, warmup_steps=1), **{name: value})
+
+
+def test_a_state_of_more_gpus_than_are_here_is_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = torch.load(saved / "state.pt") | {"cuda_rng": [torch.get_rng_state()] * 3}
+    torch.save(state, saved / "state.pt")
+    restored: list[object] = []
+
+    def restore(states: list[torch.Tensor]) -> None:
+        restored.extend((None, None)[number] for number in range(len(states)))  # as torch, by number of the device
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", restore)
+    assert make_trainer(saved).progress.step == 2 and len(restored) == 2

@@ -177,3 +177,17 @@ def test_adapters_of_a_widened_model(base: Path) -> None:
     stored = load_adapted(base, SETTINGS, torch.device("cpu"), generator())
     fill(stored)
     assert torch.equal(logits(widened), logits(stored))
+
+
+def test_an_adapted_indexer_has_the_loss_that_it_has_among_others() -> None:
+    """The loss is a mean over all CSA layers, those of a pipeline's other stages and those without adapters."""
+    batch = pack_batch(Rows(draw_documents(3, 60)), torch.device("cpu"))
+
+    def indexer_loss(*layers: int) -> float:
+        model, _ = make_model(compress_ratios=(4, 4, 128, 0))
+        targets = tuple(f"layers.{layer}.attn.indexer.wq_b" for layer in layers)
+        add_adapters(model, LoraSettings(3, 6.0, targets), generator())
+        return compute_gradient(model, [batch], WORK).losses.indexer
+
+    one, other = indexer_loss(0), indexer_loss(1)
+    assert one > 0 and indexer_loss(0, 1) == pytest.approx(one + other)

@@ -129,7 +129,7 @@ def test_presets_are_the_published_runs() -> None:
     found = plan.to_dict()
     assert [stage["fits"] for stage in found["stages"]] == [True, True, True, True, False]
     larger = found["stages"][-1]["fits_on"]
-    assert larger["gpus"] == 1024 and larger["context"] > 1 and found["stages"][0]["fits_on"] is None
+    assert larger["gpus"] == 2048 and larger["context"] > 1 and found["stages"][0]["fits_on"] is None
     assert not found["fits"] and found["tokens"] == pytest.approx(1e12, rel=1e-3)
     assert found["cost"] == pytest.approx(3 * found["gpu_hours"])
     with pytest.raises(ValueError, match="'big' is no file; allowed: a recipe in TOML, or one of flash, pro"):
@@ -207,6 +207,24 @@ def test_ranks_and_precision_of_a_recipe_are_planned(tmp_path: Path) -> None:
     assert (fp32.weights, bf16.weights, bf16.activations) == (0, 2 * rounded, fp32.activations)
     with pytest.raises(ValueError, match="several ranks"):
         plan_here(recipe, recipe.model.config(), 1e9, 1e9)
+
+
+def test_a_plan_of_adapters_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "lora.toml"
+    path.write_text('[model]\nstart = "nano"\n[lora]\nrank = 4\n[[stages]]\nsteps = 1\n')
+    for words in ([], ["--device", CPU]):
+        assert main(["plan", str(path), *words]) == 2
+        assert "lora.rank 4: plans are of runs that train every parameter" in capsys.readouterr().err
+
+
+def test_stages_of_a_recipe_s_pipeline_are_planned() -> None:
+    words = ["stages.0.steps=1", "stages.0.batch_tokens=8192", "parallel.pipeline=2"]
+    even, uneven = (
+        plan_run(read_recipe(PretrainRecipe, None, [*words, *more]).resolve(), MACHINES["H100"], Choice())
+        for more in ([], ["parallel.stages=[1, 5]"])
+    )
+    assert uneven.stages[0].memory.masters > even.stages[0].memory.masters  # of the fullest rank
+    assert uneven.stages[0].memory.total != even.stages[0].memory.total
 
 
 PARTS = """
