@@ -116,12 +116,12 @@ def layer_activations(
 def _list_bytes(top_k: int, phase: Phase, entries: int | None) -> int:
     """Bytes per token of a list of entries that tokens read, beside the indexer's choice.
 
-    Chosen ones the kernels copy to int32. Where every token reads all of its entries, they take a list as wide as the
-    longest, in int64 and in int32, and the indexer that learns them their probabilities.
+    Chosen ones the kernels copy to int32. Where every token reads all of its entries there is no list, but for the
+    indexer that learns them their probabilities, as wide as the longest.
     """
     if phase == "sparse" and (entries is None or entries > top_k):
         return 4 * top_k
-    return (entries or top_k) * (12 + (4 if phase == "warmup" else 0))
+    return 4 * (entries or top_k) if phase == "warmup" else 0
 
 
 def received_rows(config: ModelConfig, layer: int, sequence: int) -> int:

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+MOST_THREADS = 1024  # of the module
 ISAS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 
 
@@ -74,7 +75,7 @@ def follow_torch_threads() -> None:
 
         threads = torch.get_num_threads()
         if threads != _torch_threads:
-            _native.module.set_threads(threads)
+            _native.module.set_threads(min(threads, MOST_THREADS))
             _torch_threads = threads
 
 
@@ -95,9 +96,12 @@ def setting(variable: str, allowed: tuple[str, ...]) -> str:
 def _threads() -> int:
     """DSV4_THREADS, 0 if unset."""
     value = os.environ.get("DSV4_THREADS", "")
-    if value and not (value.isascii() and value.isdecimal() and int(value) > 0):
-        raise KernelChoiceError(f"DSV4_THREADS is {value!r}; allowed: 1 or more")
-    return int(value or 0)
+    if not value:
+        return 0
+    # Python refuses to convert thousands of digits.
+    if not (value.isascii() and value.isdecimal() and len(value) < 10 and 1 <= int(value) <= MOST_THREADS):
+        raise KernelChoiceError(f"DSV4_THREADS is {value!r}; allowed: 1 to {MOST_THREADS}")
+    return int(value)
 
 
 def _import() -> tuple[ModuleType | None, str]:

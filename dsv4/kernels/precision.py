@@ -1,7 +1,8 @@
 """Numbers that the products of layers and experts multiply: fp32, or both factors rounded to BF16 or FP8; fp32 sums.
 
 The choice of the forward holds for its backward. Values, gradients and parameters stay fp32, and so do all operations
-but `linear` and `grouped_linear`; the gradients of the head in `cross_entropy` multiply BF16 numbers.
+but `linear` and `grouped_linear`; the gradients of the head in `cross_entropy` multiply BF16 numbers where the
+instruction set has products of them (avx512_bf16).
 
 - bf16: factors are rounded to nearest, ties to even. Magnitudes below 2^-56 count as zero, so that products and sums
   have the same bits on every instruction set with fused multiply-add; gradients may keep them.
@@ -33,8 +34,9 @@ _GRADIENT_FLOOR = FP8_MAX * 2.0**-126  # least amax of a tile of gradients, whic
 @dataclass
 class _Choice:
     precision: Precision
-    # Rounded weights by the tensor that they are (a part of), held here so that its id stays its own. An address would
-    # not do: sharded weights are gathered anew for each block, at addresses that another block's weights had before.
+    # Rounded weights by address and by the tensor that they are (a part of), held here so that its id stays its own. An
+    # address alone would not do: sharded weights are gathered anew for each block, at addresses that another block's
+    # weights had before. Nor would an id: a tensor can be given other memory (`.data =`).
     weights: dict[tuple[int, int, tuple[int, ...], tuple[int, ...], int], tuple[Tensor, Tensor]] = field(
         default_factory=dict
     )
@@ -95,7 +97,7 @@ def forward_weights(weight: Tensor) -> Tensor:
     if isinstance(weight, StoredWeight):
         return _pack(widened(weight), choice.precision)
     owner = weight if weight._base is None else weight._base
-    key = (id(owner), int(weight.storage_offset()), tuple(weight.shape), weight.stride(), weight._version)
+    key = (id(owner), weight.data_ptr(), tuple(weight.shape), weight.stride(), weight._version)
     if key not in choice.weights:
         choice.weights[key] = owner, _pack(weight.detach(), choice.precision)
     return choice.weights[key][1]

@@ -20,8 +20,8 @@ class AuxLosses:
     loads: tokens per expert of each score-routed layer, int64 [E], by module name.
     clamps: with count_clamps, by module name of every MoE, int64 [3]: gates and ups that the SwiGLU clamp changed in
     routed and shared experts, and the number of values, gates and ups together.
-    layers: numbers of score-routed and of CSA layers of all stages of a pipeline, of which this process has one; its
-    losses are then shares of the means. None: the layers that report are all.
+    layers: numbers of score-routed and of CSA layers of the whole model, where others than those that report count: in
+    other stages of a pipeline, or not adapted; the losses are then shares of the means. None: those that report.
     """
 
     def __init__(

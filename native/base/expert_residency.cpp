@@ -54,6 +54,18 @@ bool has_cached_ends(const Pages& p) {
 ExpertResidency::ExpertResidency(int64_t budget, int64_t experts, std::vector<std::vector<Pages>> pages,
                                  const std::vector<int>& files)
     : budget_(budget), experts_per_layer_(experts), free_(budget) {
+    try {
+        start_up(std::move(pages), files);
+    } catch (...) {  // e.g. the system has no more threads
+        stop();
+        throw;
+    }
+}
+
+ExpertResidency::~ExpertResidency() { stop(); }
+
+void ExpertResidency::start_up(std::vector<std::vector<Pages>> pages, const std::vector<int>& files) {
+    files_.reserve(files.size());
     for (int file : files) {
         const int copy = fcntl(file, F_DUPFD_CLOEXEC, 0);
         if (copy < 0) throw std::system_error(errno, std::generic_category(), "dup");
@@ -75,7 +87,7 @@ ExpertResidency::ExpertResidency(int64_t budget, int64_t experts, std::vector<st
     for (int i = 0; i < READ_THREADS; ++i) threads_.emplace_back([this] { work(); });
 }
 
-ExpertResidency::~ExpertResidency() {
+void ExpertResidency::stop() {
     {
         std::lock_guard lock(mutex_);
         closing_ = true;

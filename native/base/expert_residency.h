@@ -55,6 +55,9 @@ class ExpertResidency {
    private:
     friend class ExpertClaim;
 
+    void start_up(std::vector<std::vector<Pages>> pages, const std::vector<int>& files);
+    void stop();
+
     enum class State { absent, reading, resident, leaving };
 
     struct Expert {

@@ -56,13 +56,14 @@ inline float power_of_two_above(float ratio) {
     return float_of((bits + ((bits & 0x7FFFFFu) ? 0x800000u : 0u)) & 0x7F800000u);
 }
 
-// Rounds x in [-448, 448] to the nearest e4m3fn value, ties to the even code.
+// Rounds x in [-448, 448] to the nearest e4m3fn value, ties to the even code; a quiet NaN stays NaN.
 inline float to_e4m3(float x) {
     uint32_t bits = bits_of(x), magnitude = bits & 0x7FFFFFFFu;
     if (magnitude < bits_of(0x1p-6f)) {  // subnormal codes are 2^-9 apart
         float rounded = __builtin_rintf(float_of(magnitude) * 512.0f) * (1.0f / 512.0f);
         return float_of(bits_of(rounded) | (bits & 0x80000000u));
     }
+    magnitude = std::min(magnitude, 0x7FF00000u);  // a NaN's could carry into the sign
     magnitude += 0x7FFFFu + ((magnitude >> 20) & 1u);
     return float_of((magnitude & ~0xFFFFFu) | (bits & 0x80000000u));
 }

@@ -37,14 +37,16 @@ inline V div(V a, V b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline V max(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline V min(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline V nearest(V a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-// x * 2^n for whole n in [-126, 127]; 0 where cut < limit.
+// x * 2^n for whole n in [-126, 127]; 0 where cut < limit. NaN stays NaN, whatever n.
 inline V scale_or_zero(V x, V n, V cut, float limit) {
     __m512i e = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
-    __mmask16 keep = _mm512_cmp_ps_mask(cut.v, _mm512_set1_ps(limit), _CMP_GE_OQ);
+    __mmask16 keep = _mm512_cmp_ps_mask(cut.v, _mm512_set1_ps(limit), _CMP_NLT_UQ);
     return {_mm512_maskz_mul_ps(keep, x.v, _mm512_castsi512_ps(e))};
 }
 // Bit i is set unless x <= limit in lane i, so for NaN too.
 inline uint32_t above(V x, V limit) { return _mm512_cmp_ps_mask(x.v, limit.v, _CMP_NLE_UQ); }
+// Bit i is set if x > limit in lane i, so not for NaN.
+inline uint32_t greater(V x, V limit) { return _mm512_cmp_ps_mask(x.v, limit.v, _CMP_GT_OQ); }
 // Lane i of x where bit i is set, else of y.
 inline V select(uint32_t lanes, V x, V y) { return {_mm512_mask_blend_ps(static_cast<__mmask16>(lanes), y.v, x.v)}; }
 inline __m256 low(V x) { return _mm512_castps512_ps256(x.v); }
@@ -90,7 +92,7 @@ inline V nearest(V x) {
 }
 inline __m256 scale_half(__m256 x, __m256 n, __m256 cut, float limit) {
     __m256i e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    __m256 keep = _mm256_cmp_ps(cut, _mm256_set1_ps(limit), _CMP_GE_OQ);
+    __m256 keep = _mm256_cmp_ps(cut, _mm256_set1_ps(limit), _CMP_NLT_UQ);
     return _mm256_and_ps(keep, _mm256_mul_ps(x, _mm256_castsi256_ps(e)));
 }
 inline V scale_or_zero(V x, V n, V cut, float limit) {
@@ -99,6 +101,10 @@ inline V scale_or_zero(V x, V n, V cut, float limit) {
 inline uint32_t above(V x, V limit) {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x.a, limit.a, _CMP_NLE_UQ)) |
                                  _mm256_movemask_ps(_mm256_cmp_ps(x.b, limit.b, _CMP_NLE_UQ)) << 8);
+}
+inline uint32_t greater(V x, V limit) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x.a, limit.a, _CMP_GT_OQ)) |
+                                 _mm256_movemask_ps(_mm256_cmp_ps(x.b, limit.b, _CMP_GT_OQ)) << 8);
 }
 inline __m256 select_half(uint32_t lanes, __m256 x, __m256 y) {
     const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -137,17 +143,26 @@ inline V max(V a, V b) { DSV4_EACH(a.f[i] > b.f[i] ? a.f[i] : b.f[i]); }
 inline V min(V a, V b) { DSV4_EACH(a.f[i] < b.f[i] ? a.f[i] : b.f[i]); }
 inline V nearest(V a) { DSV4_EACH(__builtin_rintf(a.f[i])); }
 inline float power_of_two(float n) {
-    uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
+    // The sum's low bits are those of n. A conversion would do too, but is not defined for NaN.
+    const float sum = n + 0x1.8p23f;
+    uint32_t bits;
+    std::memcpy(&bits, &sum, sizeof bits);
+    bits = (bits + 127u) << 23;
     float out;
     std::memcpy(&out, &bits, sizeof out);
     return out;
 }
 inline V scale_or_zero(V x, V n, V cut, float limit) {
-    DSV4_EACH(cut.f[i] >= limit ? x.f[i] * power_of_two(n.f[i]) : 0.0f);
+    DSV4_EACH(cut.f[i] < limit ? 0.0f : x.f[i] * power_of_two(n.f[i]));
 }
 inline uint32_t above(V x, V limit) {
     uint32_t lanes = 0;
     for (int i = 0; i < LANES; ++i) lanes |= static_cast<uint32_t>(!(x.f[i] <= limit.f[i])) << i;
+    return lanes;
+}
+inline uint32_t greater(V x, V limit) {
+    uint32_t lanes = 0;
+    for (int i = 0; i < LANES; ++i) lanes |= static_cast<uint32_t>(x.f[i] > limit.f[i]) << i;
     return lanes;
 }
 inline V select(uint32_t lanes, V x, V y) { DSV4_EACH(lanes >> i & 1u ? x.f[i] : y.f[i]); }
@@ -181,10 +196,11 @@ inline float highest(V x) {
 }
 #endif
 
-// e^x to 2 units in the last place; 0 below -86.6, finite where e^x overflows. x = n ln 2 + r; the Taylor series of e^r
-// to the 7th power has a remainder of 6e-9 on |r| <= ln(2) / 2.
+// e^x to 2 units in the last place; 0 below -86.6, finite where e^x overflows; NaN stays NaN. x = n ln 2 + r; the Taylor
+// series of e^r to the 7th power has a remainder of 6e-9 on |r| <= ln(2) / 2.
 inline V exp(V x) {
-    V bounded = min(max(x, set1(-86.6f)), set1(88.7f));
+    // x is the second operand: min and max return that one if either is NaN.
+    V bounded = min(set1(88.7f), max(set1(-86.6f), x));
     V n = nearest(mul(bounded, set1(1.44269504f)));
     // ln 2 in two terms: the first has few bits, so its product with n is exact.
     V r = fma(n, set1(-0.693359375f), bounded);

@@ -3,8 +3,10 @@
 #include <stdexcept>
 #include <utility>
 
-#if DSV4_HAS_AMX
+#if DSV4_HAS_X86
 #include <cpuid.h>
+#endif
+#if DSV4_HAS_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -13,6 +15,14 @@ namespace dsv4 {
 namespace {
 
 const Ops* selected = nullptr;
+
+#if DSV4_HAS_X86
+// True if the processor converts 16-bit floats. Not every compiler's __builtin_cpu_supports knows the name.
+bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
 
 #if DSV4_HAS_AMX
 // True if the processor has BF16 tiles and AVX-512 VBMI and Linux permits this process to use the tiles. Threads
@@ -33,8 +43,9 @@ const std::vector<Isa>& isas() {
     static const std::vector<Isa> found = [] {
         std::vector<Isa> list{{"portable", &portable_ops()}};
 #if DSV4_HAS_X86
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) list.push_back({"avx2", &avx2_ops()});
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        const bool vectors = __builtin_cpu_supports("fma") && has_f16c();
+        if (vectors && __builtin_cpu_supports("avx2")) list.push_back({"avx2", &avx2_ops()});
+        if (vectors && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
             list.push_back({"avx512", &avx512_ops()});
         const bool vnni = list.back().name == "avx512" && __builtin_cpu_supports("avx512vnni");

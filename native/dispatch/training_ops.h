@@ -37,7 +37,7 @@ struct TrainingOps {
     void (*index_loss)(const AttentionSizes&, const Sequences&, const float* q, const float* weights, const float* keys,
                        const int32_t* chosen, const float* probs, float* losses, float* d_q, float* d_weights,
                        float* d_keys);
-    // dx null: losses alone.
+    // dx and d_head: null where not wanted.
     void (*cross_entropy)(const float* x, int64_t n, const Weight& head, const int64_t* targets, float* losses,
                           int64_t* predicted, float* dx, float* d_head, bool pairs);
     bool has_pairs;  // false: gradients are fp32 even if asked for in BF16 pairs

@@ -340,7 +340,7 @@ inline void select_many(const SegmentSelection& segment) {
 inline void select_entries(const std::vector<SegmentSelection>& list, Buffers& buffers) {
     std::vector<SegmentSelection> few;
     for (const SegmentSelection& segment : list) {
-        if (segment.entries() <= segment.selection.k) continue;
+        if (segment.s.count == 0 || segment.entries() <= segment.selection.k) continue;
         segment.s.count < ATTENTION_TOKENS ? few.push_back(segment) : select_many(segment);
     }
 #if defined(DSV4_ISA_AVX512_VNNI)

@@ -105,9 +105,9 @@ class Filter {
         temperature_ = set1(static_cast<float>(temperature));
         massless_ = to_float(top + MASSLESS * temperature);
         // No token further below the likeliest one can win, whatever the noise.
-        double range = LEAST_NOISE - MOST_NOISE;
-        if (min_p_ > 0.0) range = std::max(range, std::log(min_p_) - 0.01);  // within rounding of the weight
-        lowest_ = to_float(top + range * s.temperature);
+        double lowest = top + (LEAST_NOISE - MOST_NOISE) * s.temperature;
+        if (min_p_ > 0.0) lowest = std::max(lowest, top + (std::log(min_p_) - 0.01) * temperature);  // a weight rounds
+        lowest_ = to_float(lowest);
         if ((s.top_k > 0 && s.top_k < row.vocab) || s.top_p < 1.0) find_last(s);
     }
 

@@ -132,7 +132,7 @@ void compress(int64_t ratio, MutableFloats kv, MutableFloats score, MutableFloat
 
 // q [n, H, D], scaled; kv [n, D] the tokens' own keys; window [128, D] the ring of the keys before. Entries [., D] that
 // a token attends to: none for ratio 0; the chosen [n, k], or all if it sees at most k, for ratio 4; all it sees for
-// 128.
+// 128. chosen [0, k]: no token chooses.
 void attend(MutableFloats q, MutableFloats kv, MutableFloats window, MutableFloats entries, MutableLongs chosen,
             int64_t ratio, int64_t start, const Floats& sink, MutableFloats o) {
     expect_dimensions(q, 3, "q");
@@ -145,15 +145,17 @@ void attend(MutableFloats q, MutableFloats kv, MutableFloats window, MutableFloa
     expect(kv, {n, c.head_dim}, "kv");
     expect(window, {WINDOW, c.head_dim}, "window");
     expect(o, {n, c.num_attention_heads, c.head_dim}, "o");
-    expect(chosen, {n, c.index_topk}, "chosen");
+    if (chosen.shape(0)) expect(chosen, {n, c.index_topk}, "chosen");
     for (int64_t size : {n, c.num_attention_heads, c.head_dim, c.index_topk})
         expect_within(size, 1, MOST_POSITIONS, "tokens, heads, channels or k");
     expect_within(start, 0, MOST_POSITIONS, "start");
     const CompressionKind* kind = compression_kind(ratio);
     if (!kind) wrong("ratio " + std::to_string(ratio) + "; allowed are 0, 4 and 128");
     expect_entries(entries, ratio ? (start + n) / ratio : 0, c.head_dim);
+    if (kind->has_indexer && !chosen.shape(0))
+        expect_within((start + n) / CSA.ratio, 0, c.index_topk, "entries that a token sees without a choice");
     std::vector<int32_t> picks;
-    for (int64_t t = 0; t < n; ++t)
+    for (int64_t t = 0; t < static_cast<int64_t>(chosen.shape(0)); ++t)
         for (int64_t i = 0; i < c.index_topk; ++i) {
             int64_t pick = chosen.data()[t * c.index_topk + i], visible = (start + t + 1) / CSA.ratio;
             if (kind->has_indexer && visible > c.index_topk) expect_within(pick, 0, visible - 1, "chosen entry");

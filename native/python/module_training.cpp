@@ -208,16 +208,19 @@ void compress_gradient(int64_t ratio, MutableFloats kv, MutableFloats score, con
                                  d_kv.data(), d_score.data());
 }
 
-// The entries chosen by tokens that see more than k, checked; -1 for the others. chosen [tokens, k].
+// The entries chosen by tokens that see more than k, checked; -1 for the others. chosen [tokens, k], or [0, k] if no
+// token sees more.
 std::vector<int32_t> picks_of(const Longs& chosen, const Sequences& sequences, const AttentionSizes& sizes) {
+    if (!sizes.kind.has_indexer) return {};
     std::vector<int32_t> picks(chosen.size(), -1);
-    if (!sizes.kind.has_indexer) return picks;
-    const int64_t k = sizes.top_k;
+    const int64_t k = sizes.top_k, rows = static_cast<int64_t>(chosen.shape(0));
     int64_t row = 0;
     for (int64_t s = 0; s < sequences.count; ++s)
         for (int64_t t = 0; t < sequences.lengths[s]; ++t, ++row) {
             const int64_t visible = (sequences.starts[s] + t + 1) / sizes.kind.ratio;
-            for (int64_t i = 0; visible > k && i < k; ++i) {
+            if (visible <= k) continue;
+            if (row >= rows) wrong("chosen: none, but a token sees " + std::to_string(visible) + " entries");
+            for (int64_t i = 0; i < k; ++i) {
                 const int64_t pick = chosen.data()[row * k + i];
                 if (pick < 0 || pick >= visible)
                     wrong("chosen entry " + std::to_string(pick) + ": allowed are 0 to " + std::to_string(visible - 1));
@@ -228,7 +231,7 @@ std::vector<int32_t> picks_of(const Longs& chosen, const Sequences& sequences, c
 }
 
 // Inputs of attention, checked: q [tokens, heads, width], keys [rows, width] of the tokens and earlier ones, entries
-// [., width], chosen [tokens, k].
+// [., width], chosen as in picks_of.
 struct Attending {
     AttentionSizes sizes;
     Sequences sequences;
@@ -248,7 +251,7 @@ struct Attending {
         for (int64_t s = 0; ratio && s < sequences.count; ++s) count += sequences.end(s) / ratio;
         if (keys) expect(*keys, {count_rows(sequences, WINDOW - 1), sizes.width}, "keys");
         expect(entries, {count, sizes.width}, "entries");
-        expect(chosen, {tokens, sizes.top_k}, "chosen");
+        if (chosen.shape(0)) expect(chosen, {tokens, sizes.top_k}, "chosen");
         picks = picks_of(chosen, sequences, sizes);
     }
 };
@@ -310,7 +313,6 @@ void cross_entropy(MutableFloats x, const nb::object& weight, const Longs& targe
     expect(targets, {n}, "targets");
     expect(losses, {n}, "losses");
     expect(predicted, {n}, "predicted");
-    if (dx.has_value() != d_weight.has_value()) wrong("gradients: all or none");
     expect_maybe(dx, {n, w.in}, "dx");
     expect_maybe(d_weight, {w.out, w.in}, "d_weight");
     for (int64_t i = 0; i < n; ++i)

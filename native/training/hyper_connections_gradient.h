@@ -162,11 +162,10 @@ class StreamReadGradient {
         for (int64_t j = 0; j < s; ++j) lane(d_mix, j, r) = dot(to, x + j * d, d);
     }
 
-    // From the gradients of pre, post and comb to those of the mixes; lanes without a token stay zero.
+    // From the gradients of pre, post and comb to those of the mixes; zero in lanes without a token.
     void differentiate_weights(float* d_base, float* d_scale) {
         const uint32_t held = rows == LANES ? 0xFFFFu : (1u << rows) - 1u;
-        for (int64_t j = 0; j < s; ++j)
-            d_mix[j] = select(held, mul(d_mix[j], mul(open[j], sub(set1(1.0f), open[j]))), zero());
+        for (int64_t j = 0; j < s; ++j) d_mix[j] = mul(d_mix[j], mul(open[j], sub(set1(1.0f), open[j])));
         if (in.count > s) {
             for (int64_t j = s; j < in.count; ++j) d_mix[j] = zero();
             for (int r = 0; r < rows; ++r) {
@@ -185,6 +184,7 @@ class StreamReadGradient {
         }
         V along = zero();
         for (int64_t i = 0; i < in.count; ++i) {
+            d_mix[i] = select(held, d_mix[i], zero());
             d_base[i] += sum(d_mix[i]);
             d_scale[group(i)] += sum(mul(d_mix[i], mix[i]));
             d_mix[i] = mul(d_mix[i], set1(in.site.scale[group(i)]));

@@ -58,8 +58,8 @@ inline float swiglu_gradient(const float* gate, const float* up, int64_t n, floa
         const V open = sigmoid(g), silu = mul(open, g), slope = fma(silu, sub(set1(1.0f), open), open);
         d_weight = fma(pull, mul(silu, u), d_weight);
         const V scaled = mul(pull, set1(weight));
-        const uint32_t clamped_up = above(raw_up, top) | above(sub(zero(), raw_up), top);
-        store_n(d_gate + i, select(above(raw_gate, top), zero(), mul(mul(scaled, u), slope)), left);
+        const uint32_t clamped_up = greater(raw_up, top) | greater(sub(zero(), raw_up), top);
+        store_n(d_gate + i, select(greater(raw_gate, top), zero(), mul(mul(scaled, u), slope)), left);
         store_n(d_up + i, select(clamped_up, zero(), mul(scaled, silu)), left);
     }
     return sum(d_weight);
@@ -88,8 +88,9 @@ inline void route_gradient(const float* logits, const int64_t* index, int64_t ex
     for (int64_t i = 0; i < k; ++i) along += pull(i) * (score(index[i]) / total);
     for (int64_t i = 0; i < k; ++i) d_logits[index[i]] += scale * (pull(i) - along) / total;
     for (int64_t e = 0; e < experts; ++e) {
-        const float s = score(e);
-        d_logits[e] *= s > 0.0f ? 0.5f / (s * (1.0f + std::exp(-logits[e]))) : 0.0f;
+        // d score = sigmoid / (2 score); where e^-logit overflows, sigmoid is score^2 to rounding.
+        const float s = score(e), inverse = std::exp(-logits[e]);
+        d_logits[e] *= inverse == INFINITY ? 0.5f * s : 0.5f / (s * (1.0f + inverse));
     }
 }
 

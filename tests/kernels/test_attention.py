@@ -1,6 +1,6 @@
 """Attention: every rung on cache views against one softmax in float64; the reference's sums over gathered keys."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsv4.kernels import cpu
 from dsv4.kernels.attention import ENTRY_CHUNK, EntryView, KeyView, StoredRows, TileGroup, Tiles, attend
 from dsv4.kernels.attention.reference import attend_tiles
 
@@ -160,6 +161,15 @@ def test_a_forward_without_a_cache(rung: str, ratio: int) -> None:
     assert near(got, case.exact().float(), 4e-6)
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_strided_sink(rung: str, cached: bool) -> None:
+    case = make_case(4, [0], [40], 3, 24)
+    view, tiles = case.views(cached, 7.0)
+    strided = torch.stack((case.sink, case.sink), 1)[:, 0]
+    got, want = (attend(case.q, view, tiles, sink, case.chosen())[0] for sink in (strided, case.sink))
+    assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize("ratio", [0, 4, 128])
 def test_token_by_token_has_the_bits_of_one_call(kernels: Any, ratio: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each token's key is written to the ring after it. (The reference's model: tests/model/test_chunking.py.)"""
@@ -193,6 +203,46 @@ def test_wrong_shapes_are_refused(kernels: Any) -> None:
     with pytest.raises(ValueError, match="tokens, heads, channels or k 0: allowed are 1 to"):
         none = (noise(0, 2, 8), noise(0, 8), noise(128, 8), noise(0, 8), torch.zeros(0, 1).long())
         kernels.attend(*none, 0, 5, noise(2), noise(0, 2, 8))
+
+
+class Watched:
+    """The kernels; notes how many numbers each choice has that they are given."""
+
+    def __init__(self, kernels: Any, argument: int) -> None:
+        self.kernels, self.argument, self.sizes = kernels, argument, []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            self.sizes.append(arguments[self.argument].numel())
+            return getattr(self.kernels, name)(*arguments)
+
+        return call
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_batch_without_a_choice_gets_none_made(kernels: Any, cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of -1 throughout would be a number for each token and entry."""
+    case = make_case(4, [0, 0], [33, 150], 3, 24)
+    case = replace(case, k=37)
+    view, tiles = case.views(cached, 7.0)
+    want = attend(case.q, view, tiles, case.sink, torch.full((183, 37), -1))[0]
+    watched = Watched(kernels, 4 if cached else 3)
+    monkeypatch.setattr(cpu, "kernels", lambda: watched)
+    q = case.q.clone().requires_grad_(not cached)
+    got, probs = attend(q, view, tiles, case.sink, keep_probs=not cached)
+    assert torch.equal(got.detach(), want) and (cached or (probs is not None and probs.shape == (183, 37)))
+    if not cached:
+        got.sum().backward()
+    assert watched.sizes == [0, 0]
+
+
+def test_a_missing_choice_is_an_error(kernels: Any) -> None:
+    none, one = torch.empty(0, 1, dtype=torch.int64), (noise(8, 1, 4), noise(8, 4))
+    with pytest.raises(ValueError, match="chosen: none, but a token sees 2 entries"):
+        lengths, starts = np.array([8]), np.array([0])
+        kernels.attend_batch(*one, noise(2, 4), none, 4, lengths, starts, noise(1), noise(8, 1, 4))
+    with pytest.raises(ValueError, match="entries that a token sees without a choice 2: allowed are 0 to 1"):
+        kernels.attend(*one, noise(128, 4), noise(2, 4), none, 4, 0, noise(1), noise(8, 1, 4))
 
 
 # The reference's sums over gathered keys

@@ -89,15 +89,22 @@ def test_threads_follow_torch_unless_the_variable_is_set() -> None:
     assert printed(code, DSV4_THREADS="5").splitlines()[1:] == ["0", "0"]
 
 
+def test_more_threads_than_the_kernels_take_are_not_followed() -> None:
+    code = FAKE + "import torch; torch.get_num_threads = lambda: 2000\n" + DESCRIBE
+    assert printed(code) == "native | kernels: native (avx2, 1024 threads)"
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
         ("DSV4_KERNELS", "fast", "DSV4_KERNELS is 'fast'; allowed: native, reference"),
         ("DSV4_ISA", "sse", "DSV4_ISA is 'sse'; allowed: portable, avx2, avx512, avx512_vnni, avx512_bf16, amx"),
         ("DSV4_ISA", "avx512", "DSV4_ISA is avx512, which this machine cannot run; it can: portable, avx2"),
-        ("DSV4_THREADS", "0", "DSV4_THREADS is '0'; allowed: 1 or more"),
-        ("DSV4_THREADS", "-1", "DSV4_THREADS is '-1'; allowed: 1 or more"),
-        ("DSV4_THREADS", "two", "DSV4_THREADS is 'two'; allowed: 1 or more"),
+        ("DSV4_THREADS", "0", "DSV4_THREADS is '0'; allowed: 1 to 1024"),
+        ("DSV4_THREADS", "-1", "DSV4_THREADS is '-1'; allowed: 1 to 1024"),
+        ("DSV4_THREADS", "two", "DSV4_THREADS is 'two'; allowed: 1 to 1024"),
+        ("DSV4_THREADS", "1025", "DSV4_THREADS is '1025'; allowed: 1 to 1024"),
+        ("DSV4_THREADS", "9" * 5000, f"DSV4_THREADS is '{'9' * 5000}'; allowed: 1 to 1024"),
     ],
 )
 def test_an_invalid_value_is_an_error(variable: str, value: str, message: str) -> None:

@@ -173,6 +173,11 @@ def test_gradients_of_the_scores(chunk: int, monkeypatch: pytest.MonkeyPatch) ->
         check_derivatives(reference.index_scores, formula, (q, weights, keys))
 
 
+def test_no_tokens(kernels: Any) -> None:
+    q, weights, keys = inputs("random", 3, 2, 16, 50)
+    assert choice(kernels, q[:0], weights[:0], keys, 190, 4).shape == (0, 4)
+
+
 def test_few_entries_and_wrong_input(kernels: Any) -> None:
     q, weights, keys = inputs("random", 12, 2, 16, 5)
     assert (choice(kernels, q, weights, keys, 4, 3)[:11] == -1).all(), "tokens that see three entries read them all"

@@ -106,6 +106,34 @@ for threads in (1000, 2):
 """
 
 
+NO_MORE_READERS = """
+import os, resource
+import numpy as np
+from dsv4 import _native
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20), resource.RLIM_INFINITY))
+with open("/dev/zero") as file:
+    before = len(os.listdir("/proc/self/fd"))
+    for limit in (None, resource.RLIM_INFINITY):
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        try:
+            _native.ExpertResidency(1 << 20, 1, 1, np.empty((0, 6), np.int64), [file.fileno()], file)
+            print("made")
+        except RuntimeError as error:
+            print("error:", error)
+    print(len(os.listdir("/proc/self/fd")) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its memory as Linux does")
+def test_threads_that_an_expert_residency_cannot_have_are_an_error() -> None:
+    done = subprocess.run([sys.executable, "-c", NO_MORE_READERS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, *rest = done.stdout.splitlines()
+    assert first.startswith("error: Resource temporarily unavailable") and rest == ["made", "0"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its memory as Linux does")
 def test_threads_refused_by_the_system_are_an_error() -> None:
     done = subprocess.run([sys.executable, "-c", NO_MORE_THREADS], capture_output=True, text=True, timeout=120)

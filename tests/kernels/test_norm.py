@@ -25,6 +25,11 @@ def test_output_and_independence_of_rows(rung: str, width: int) -> None:
     assert rms_norm(x[:0], 1e-6, weight).shape == (0, 5, width)
 
 
+def test_a_strided_weight(rung: str) -> None:
+    x, weight = noise(3, 33), noise(33, 2, seed=1)[:, 0]
+    assert torch.equal(rms_norm(x, 1e-6, weight), rms_norm(x, 1e-6, weight.clone()))
+
+
 def test_gradients() -> None:
     x, weight = noise(3, 5, 33), noise(33, seed=1)
     check_derivatives(lambda x, w: rms_norm(x, 1e-6, w), lambda x, w: formula(x, w, 1e-6), (x, weight))

@@ -157,6 +157,15 @@ def test_cuda_multiplies_the_same_numbers() -> None:
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp8"])
+def test_a_weight_with_other_memory_is_rounded_anew(rung: str, name: Precision) -> None:
+    x, weight = noise(3, 40), nn.Parameter(noise(5, 40, seed=1))
+    with torch.no_grad(), precision(name):
+        before = linear(x, weight)
+        weight.data = 2.0 * weight.data
+        assert torch.equal(linear(x, weight), 2.0 * before)
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp8"])
 def test_another_weight_in_the_same_memory_is_rounded_anew(name: Precision) -> None:
     """As FSDP gathers one block's weights where another's were."""
     memory = np.ones((8, 16), dtype=np.float32)

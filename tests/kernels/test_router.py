@@ -37,6 +37,27 @@ def test_choice_and_weights(rung: str, tokens: int, experts: int, k: int) -> Non
             assert torch.equal(alone[0], weights[-1:]) and torch.equal(alone[1], index[-1:])
 
 
+def test_a_strided_bias(rung: str) -> None:
+    logits, bias = noise(5, 7), noise(7, 2, seed=1)[:, 1]
+    got, want = (route_by_score(logits, b, 3, 1.5) for b in (bias, bias.clone()))
+    assert all(map(torch.equal, got, want))
+
+
+def test_gradients_far_from_zero_and_at_it(rung: str) -> None:
+    """Below -103.97 a score is zero in fp32, and so is its slope; near that it has few bits."""
+    values = [0.0, -20.0, -60.0, -86.9, -87.1, -88.6, -88.8, -90.0, -100.0, 30.0, 90.0]
+    logits = torch.tensor(values)[:, None].requires_grad_()
+    scores = route_by_score(logits, torch.zeros(1), 1, 1.0)[2]
+    (got,) = torch.autograd.grad(scores.sum(), logits)
+    exact = logits.detach().double()
+    want = exact.sigmoid() / (2.0 * torch.nn.functional.softplus(exact, threshold=300.0).sqrt())
+    tolerance = torch.where(exact < -95.0, 0.05, 1e-4)
+    assert ((got - want).abs() <= tolerance * want).all(), (got / want).flatten()
+    logits = torch.tensor([[-104.5, -300.0, -3e38, -float("inf"), 1.0]]).requires_grad_()
+    (got,) = torch.autograd.grad(route_by_score(logits, torch.zeros(5), 1, 1.0)[2].sum(), logits)
+    assert torch.equal(got[:, :4], torch.zeros(1, 4)) and got[0, 4] > 0.0
+
+
 def test_gradients_flow_through_the_weights_and_not_the_choice() -> None:
     logits, bias = noise(5, 7).requires_grad_(), noise(7, seed=1)
     weights, index, _ = route_by_score(logits, bias, 3, 1.5)

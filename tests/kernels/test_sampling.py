@@ -176,6 +176,16 @@ def test_draws_are_the_same_everywhere(isa_restored: None, kind: str) -> None:
                 assert len(drawn) == 1, f"{drawn}: {vocab} tokens, {filters}, {temperature}, {key}, {mask is not None}"
 
 
+@pytest.mark.parametrize("exponent", range(-44, -35))
+def test_min_p_at_the_least_temperatures(isa_restored: None, exponent: int) -> None:
+    """Filters take a temperature of at least 1e-37, the draw takes it as it is."""
+    row, temperature = row_of(33, "normal") * 10.0**exponent, 10.0**exponent
+    assert row.any()
+    for key in range(200):
+        for min_p in (0.2, 0.99):
+            assert len(draw_everywhere(row, temperature, 0, 1.0, min_p, key, None)) == 1, f"{key}, {min_p}"
+
+
 @pytest.mark.parametrize("kind", ["normal", "flat", "equal"])
 def test_draws_from_a_large_vocabulary_are_the_same_everywhere(isa_restored: None, kind: str) -> None:
     for vocab in (129_280, 130_000):

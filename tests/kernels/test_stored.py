@@ -150,6 +150,21 @@ def test_every_fp8_code_under_every_kind_of_scale(kernels: Any, scale: int) -> N
     assert_columns(kernels, weight)
 
 
+@pytest.mark.parametrize("scale", [100.0, 128.0, 129.0, 1e6, 1e30])
+def test_fp8_scales_of_either_sign(kernels: Any, scale: float) -> None:
+    """Two block rows and two block columns, with both signs; above 128 the packed panels are made another way."""
+    codes = (torch.arange(160)[:, None] * 5 + torch.arange(160)).to(torch.uint8)
+    codes[codes & 127 == 127] = 0
+    scales = torch.tensor([[scale, -scale], [-scale, scale]])
+    weight = StoredTensor("fp8", codes.view(torch.float8_e4m3fn), scales, formats.dequantize_fp8)
+    assert_columns(kernels, weight)
+    for rows in (1, 5):
+        x, got, want = noise(rows, 160), torch.empty(rows, 160), torch.empty(rows, 160)
+        kernels.linear(x, weight.parts, got)
+        kernels.linear(x, weight.widen(), want)
+        assert torch.equal(got, want) if kernels.selected() != "amx" else torch.allclose(got, want, rtol=1e-4)
+
+
 def assert_columns(kernels: Any, weight: StoredTensor) -> None:
     """One-hot inputs: each product is then an element of the weight, for one row and through packed panels."""
     plain = weight.widen()

@@ -26,6 +26,11 @@ def test_output_and_independence_of_rows(rung: str, rows: int, width: int) -> No
             assert torch.equal(clamped_swiglu(gate[-1:], up[-1:], limit, w[-1:] if w is not None else None), got[-1:])
 
 
+def test_strided_weights_of_rows(rung: str) -> None:
+    gate, up, weight = noise(5, 33), noise(5, 33, seed=1), noise(5, 3, seed=2)[:, 1:2]
+    assert torch.equal(clamped_swiglu(gate, up, 7.0, weight), clamped_swiglu(gate, up, 7.0, weight.clone()))
+
+
 @pytest.mark.parametrize("limit", [0.7, 10.0])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 33), (3, 40)])
 def test_gradients(shape: tuple[int, int], limit: float) -> None:

@@ -20,7 +20,7 @@ def attend(
     q: Tensor, keys: KeyView, sink: Tensor, chosen: Tensor | None, keep_probs: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """(o [T, H, D] of queries q [T, H, D], the entries' probabilities [T, k] if kept: without a cache alone)."""
-    picks = every_entry(keys, len(q)) if chosen is None else chosen
+    picks = every_entry(keys) if chosen is None else chosen
     if keys.cached:
         assert not keep_probs
         return _attend_cached(q, keys, sink, picks), None
@@ -32,9 +32,10 @@ def attend(
     return op(q, rows, pool, sink, keys, picks, keep_probs)
 
 
-def every_entry(keys: KeyView, tokens: int) -> Tensor:
-    """A choice of the width of KeyView.most_chosen, for a batch of which all tokens read all. int64 [T, k]."""
-    return torch.full((1, 1), -1).expand(tokens, keys.most_chosen)
+def every_entry(keys: KeyView) -> Tensor:
+    """The choice of a batch of which all tokens read all: for the kernels no rows, of the width of
+    KeyView.most_chosen. int64 [0, k]."""
+    return torch.empty(0, keys.most_chosen, dtype=torch.int64)
 
 
 Shape = tuple[int, np.ndarray, np.ndarray]  # tokens per entry, 0 without entries; length and start of each sequence
@@ -58,7 +59,7 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None]:
     inputs = _inputs(q, rows, pool, sink, picks, _shape(keys))
     out = torch.empty_like(inputs[0])
-    probs = out.new_empty(picks.shape) if keep_probs else None
+    probs = out.new_empty(len(q), picks.shape[1]) if keep_probs else None
     cpu.kernels().attend_batch(*inputs, out, probs)
     return out, probs
 
@@ -87,7 +88,7 @@ class _Attend(torch.autograd.Function):
 
 
 def _attend_cached(q: Tensor, keys: KeyView, sink: Tensor, picks: Tensor) -> Tensor:
-    kernels, width = cpu.kernels(), q.shape[2]
+    kernels, width, sink = cpu.kernels(), q.shape[2], sink.detach().contiguous()
     scaled, new = (q.detach() * width**-0.5).contiguous(), keys.new.detach().contiguous()
     out, no_ring, no_entries = torch.empty_like(scaled), new.new_zeros(WINDOW, width), new.new_zeros(0, width)
     ratio = keys.entries.ratio if keys.entries is not None else 0
@@ -96,6 +97,6 @@ def _attend_cached(q: Tensor, keys: KeyView, sink: Tensor, picks: Tensor) -> Ten
         rows = slice(end - length, end)
         ring = keys.ring.take(keys.slots[i]).float() if keys.ring is not None and i < len(keys.slots) else no_ring
         entries = keys.entries.of_sequence(i).detach().float() if keys.entries is not None else no_entries
-        inputs = (scaled[rows], new[rows], ring, entries, picks[rows].contiguous(), ratio, int(start), sink.detach())
+        inputs = (scaled[rows], new[rows], ring, entries, picks[rows].contiguous(), ratio, int(start), sink)
         kernels.attend(*inputs, out[rows])
     return out

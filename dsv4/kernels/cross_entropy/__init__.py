@@ -2,8 +2,9 @@
 
 Contract: x fp32 [n, in], weight [vocab, in], fp32 or stored (kernels/stored.py), targets int64 [n]
 -> (loss scalar fp32: the sum over the rows of -log softmax(x weight^T)[target], predicted int64 [n]: the token of the
-largest logit, the lower id among equals). fp32. Native: the logits of 256 rows are in memory at a
-time, with the bits of kernels/linear, and gradients are computed with them.
+largest logit, the lower id among equals, or of the first NaN). fp32; a row with a NaN has a loss of NaN. Native: the
+logits of 256 rows are in memory at a time, with the bits of kernels/linear, and with them the gradients that are asked
+for are computed.
 """
 
 from torch import Tensor

@@ -15,15 +15,15 @@ from dsv4.kernels.stored import weight_argument
 
 
 def _run(
-    x: Tensor, weight: Tensor, targets: Tensor, with_gradients: bool
+    x: Tensor, weight: Tensor, targets: Tensor, needs_x: bool, needs_weight: bool
 ) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
-    """(summed loss, predicted [n], its gradients with respect to x and weight)."""
+    """(summed loss, predicted [n], the loss's gradients with respect to x and weight where needed)."""
     x = x.detach().contiguous()
     losses, predicted = x.new_empty(len(x)), torch.empty(len(x), dtype=torch.int64)
-    d_x = torch.empty_like(x) if with_gradients else None
-    d_weight = x.new_empty(weight.shape) if with_gradients else None
+    d_x = torch.empty_like(x) if needs_x else None
+    d_weight = x.new_empty(weight.shape) if needs_weight else None
     inputs = (x, weight_argument(weight), targets.contiguous())
-    bf16 = with_gradients and current() != "fp32" and multiplies_bf16()
+    bf16 = current() != "fp32" and multiplies_bf16()
     cpu.kernels().cross_entropy(*inputs, losses, predicted, d_x, d_weight, bf16)
     return total(losses), predicted, (d_x, d_weight)
 
@@ -33,20 +33,19 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        loss, predicted, grads = _run(x, weight, targets, with_gradients=True)
+        loss, predicted, grads = _run(x, weight, targets, *ctx.needs_input_grad[:2])
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(predicted)
         return loss, predicted
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor, Tensor | None, None]:
-        d_x, d_weight = ctx.saved_tensors
-        return d_x * grad, d_weight * grad if ctx.needs_input_grad[1] else None, None
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        return *(own * grad if own is not None else None for own in ctx.saved_tensors), None
 
 
 def cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """(summed loss, predicted tokens [n]) of the rows of x [n, in] with the head's weight [vocab, in]."""
     if backends.records(x, weight):
         return _CrossEntropy.apply(x, weight, targets)
-    return _run(x, weight, targets, with_gradients=False)[:2]
+    return _run(x, weight, targets, needs_x=False, needs_weight=False)[:2]

@@ -15,7 +15,7 @@ from dsv4.kernels.rows import total
 
 def index_loss(q: Tensor, weights: Tensor, keys: EntryView, chosen: Tensor | None, probs: Tensor) -> Tensor:
     """Sum over tokens of KL(attention over the entries || indexer), scalar."""
-    picks = torch.full((1, 1), -1).expand(probs.shape) if chosen is None else chosen
+    picks = torch.empty(0, probs.shape[1], dtype=torch.int64) if chosen is None else chosen
     inputs = (q, weights, keys.pool.rows, keys, picks, probs.detach())
     if backends.records(q, weights, keys.pool.rows):
         return _IndexLoss.apply(*inputs)

@@ -15,7 +15,7 @@ from dsv4.kernels.rows import contiguous_rows
 def _forward(x: Tensor, eps: float, weight: Tensor | None) -> Tensor:
     rows = contiguous_rows(x)
     out = torch.empty_like(rows)
-    cpu.kernels().rms_norm(rows, weight.detach() if weight is not None else None, eps, out)
+    cpu.kernels().rms_norm(rows, weight.detach().contiguous() if weight is not None else None, eps, out)
     return out.view(x.shape)
 
 

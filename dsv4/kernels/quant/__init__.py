@@ -1,7 +1,8 @@
 """Fake quantization: round to FP8 or FP4 and back, with power-of-two block scales; or to BF16.
 
 Contract (source: official inference kernel). Blocks run along the last dimension; the last one may be shorter.
-Computation is fp32, the result has the input's dtype. Gradients pass straight through.
+Computation is fp32, the result has the input's dtype. Gradients pass straight through. NaN stays NaN, in the reference
+with its block; a block with an infinite number is NaN.
 - FP8 e4m3fn: amax floored (activations: at 1e-4), scale = 2^ceil(log2(amax / 448)), codes rounded to nearest even and
   clamped to 448. Weights have one scale per 128 x 128 block, cut at the edges, with amax floored at the smallest normal
   float32.

@@ -13,10 +13,14 @@ FP4_MAX = 6.0
 
 
 def power_of_two_scale(amax: Tensor, largest: float) -> Tensor:
-    """2^ceil(log2(amax / largest)), exactly, from the fp32 bits: a logarithm could round across a power of two."""
+    """2^ceil(log2(amax / largest)), exactly, from the fp32 bits: a logarithm could round across a power of two.
+
+    An amax that is infinite or NaN is its own scale.
+    """
     ratio = amax.float() * (1.0 / largest)
     mantissa, exponent = torch.frexp(ratio)  # ratio = mantissa * 2^exponent, mantissa in [0.5, 1)
-    return torch.ldexp(torch.ones_like(ratio), exponent - (mantissa == 0.5).int())
+    scale = torch.ldexp(torch.ones_like(ratio), exponent - (mantissa == 0.5).int())
+    return torch.where(ratio.isfinite(), scale, ratio)
 
 
 def _blocks(x: Tensor, block: int) -> tuple[Tensor, int]:

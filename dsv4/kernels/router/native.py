@@ -14,7 +14,7 @@ from dsv4.kernels.router.reference import affinity
 
 def route_by_score(logits: Tensor, bias: Tensor, k: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """(weights [T, k], index [T, k], scores [T, E]) of the k largest score + bias."""
-    return _route(logits, bias.detach(), torch.zeros(len(logits), dtype=torch.int64), k, scale)
+    return _route(logits, bias.detach().contiguous(), torch.zeros(len(logits), dtype=torch.int64), k, scale)
 
 
 def route_by_token(logits: Tensor, table: Tensor, token_ids: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dsv4.kernels.topk import top_k_lowest_index
+
+# Below it sigmoid and softplus are equal to rounding, and soon lose their bits as subnormal numbers.
+_FAR_BELOW = -87.0
+
+
+class _Affinity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        scores = (logits.clamp(min=0.0) + torch.log1p((-logits.abs()).exp())).sqrt()
+        ctx.save_for_backward(logits, scores)
+        return scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """The slope is sigmoid / (2 score), far below zero score / 2, since softplus is the square of the score."""
+        logits, scores = ctx.saved_tensors
+        far = (-logits.abs()).exp()
+        pull = grad / (2.0 * scores)
+        below = pull / (far + 1.0) * far
+        return torch.where(logits < _FAR_BELOW, 0.5 * grad * scores, torch.where(logits > 0.0, pull - below, below))
 
 
 def affinity(logits: Tensor) -> Tensor:
     """sqrt(softplus(logits)), fp32, stable at both ends."""
-    return (logits.clamp(min=0.0) + torch.log1p((-logits.abs()).exp())).sqrt()
+    return _Affinity.apply(logits)
 
 
 def repeats(index: Tensor) -> Tensor:

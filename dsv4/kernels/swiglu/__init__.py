@@ -1,7 +1,8 @@
 """Clamped SwiGLU of the experts: silu(min(gate, limit)) * clamp(up, -limit, limit), times the routing weight if given.
 
 Contract: gate, up [n, width], weight [n, 1] fp32 or None; computed in fp32, returned in gate's dtype. The gate is
-clamped from above only. Clamped elements receive no gradient.
+clamped from above only. Clamped elements receive no gradient. NaN is not clamped, and shows in the result and in the
+gradients of which it is a factor.
 """
 
 import torch

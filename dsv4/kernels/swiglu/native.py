@@ -14,7 +14,7 @@ from dsv4.kernels.rows import copied_rows
 
 def _factors(gate: Tensor, weight: Tensor | None) -> Tensor:
     """The rows' weights [n], 1 without any."""
-    return weight.detach().flatten() if weight is not None else gate.new_ones(len(gate))
+    return weight.detach().flatten().contiguous() if weight is not None else gate.new_ones(len(gate))
 
 
 def _forward(gate: Tensor, up: Tensor, limit: float, weight: Tensor | None) -> Tensor:

@@ -49,7 +49,7 @@ template <class F>
     const __m256i zero = _mm256_setzero_si256();
     for_each_piece(w, n, k0, k1, [&](int64_t k, const uint8_t* piece) __attribute__((always_inline)) {
         float scale = scale_of(w, n, k);
-        if (!(scale <= 128.0f)) {  // the factor would be infinite
+        if (!(std::fabs(scale) <= 128.0f)) {  // the factor would be infinite
             Column columns[16];
             dequantize_columns<dequantize_fp8_row>(w, n, k, k + 16, columns);
             for (int i = 0; i < 16; ++i) f(k + i, columns[i]);
