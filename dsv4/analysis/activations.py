@@ -63,9 +63,11 @@ class LayerActivations:
         waiting = sites + attention if block else 0  # run again with the experts, needed after them
         stream = self.streams * STREAM_BYTES
         if self.indexer is not None:
-            # As many queries and outputs as there would be gradients of them.
+            # As many queries and outputs as there would be gradients of them. Of an expert rows, outputs, and outputs by
+            # token; inputs, shared expert and sum. Beside an MTP block's streams the main model's wait.
             attended = number_bytes * self.attention_gradients + self.lists
-            return 2 * stream + max(attended, number_bytes * experts)
+            routed = number_bytes * (self.expert_gradients + 3 * self.width)
+            return (3 if self.fused else 2) * stream + max(attended, routed)
         return max(
             2 * stream + number_bytes * (waiting + experts + self.expert_gradients),
             4 * stream + number_bytes * (waiting + self.width),
