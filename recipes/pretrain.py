@@ -12,8 +12,7 @@ import json
 import math
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -23,7 +22,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from rich.console import Console
-from torch import Tensor
 
 from dsv4.checkpoint.atomic import DiskFullError, kept_if_whole, new_file, new_folder, sole_writer
 from dsv4.commands.recipe_flags import parse
@@ -36,15 +34,15 @@ from dsv4.data.tokenizing import ShardWriter
 from dsv4.engine.loading import check_device
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
-from dsv4.parallel.first_rank import first_of_group, on_first_rank, patient_group
+from dsv4.parallel.first_rank import on_first_rank
 from dsv4.parallel.mesh import launched, process_group
 from dsv4.parallel.pieces import Values
 from dsv4.tokenizer import Tokenizer
-from dsv4.training.export import TOKENIZER_FILES, check_output, export_adapter, export_model, export_tensors
+from dsv4.training.export import TOKENIZER_FILES, check_output
 from dsv4.training.handover import has_state
 from dsv4.training.hash_routing import install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
-from dsv4.training.lora import adapter_pairs, load_adapted
+from dsv4.training.lora import load_adapted
 from dsv4.training.losses import LossWeights
 from dsv4.training.nano_recipe import step_flops
 from dsv4.training.newton_schulz import product_dtype
@@ -55,6 +53,7 @@ from dsv4.training.pretrain_recipe import PretrainRecipe
 from dsv4.training.rank_loop import RankTrainer
 from dsv4.training.recipe import read_recipe, split_words, write_recipe
 from dsv4.training.replicas import ReplicaError
+from dsv4.training.run_export import export_run
 from dsv4.training.run_shards import SHARDS, check_shards, placed_share, read_fingerprints, stage_shards
 from dsv4.training.schedule import Schedule
 from dsv4.training.sources import TASKS, MixtureSource, PartPaths
@@ -135,43 +134,14 @@ def _train(options: argparse.Namespace, rank: int) -> int:
         trainer.run()
         if rank == 0 and (picture := draw_run(run_dir)) is not None:  # first: a run with a model folder has ended
             console.print(f"losses: {picture}", highlight=False)
-        _export(trainer, recipe, run_dir, out, console)
+        lora = recipe.lora.settings
+        export_run(trainer, lora, Path(recipe.model.start) if recipe.model.start else None, run_dir, out)
+        if lora is not None:
+            console.print(f"adapter: {run_dir / 'adapter'}", highlight=False)
+        console.print(f"model folder: {out}", highlight=False)
         if launched():
             dist.barrier()
     return 0
-
-
-def _export(trainer: Trainer, recipe: PretrainRecipe, run_dir: Path, out: Path, console: Console) -> None:
-    """Write the model folder, and first the adapter of a run that trained one; of several ranks, the first writes."""
-    lora, ranks = recipe.lora.settings, trainer if isinstance(trainer, RankTrainer) else None
-    group = None if ranks is None else patient_group()
-    write: Callable[[], object]
-    if lora is not None:
-        assert recipe.model.start is not None
-        pairs = adapter_pairs(trainer.model) if ranks is None else ranks.gather_adapters()
-        write = partial(export_adapter, pairs, lora, Path(recipe.model.start), run_dir / "adapter", out)
-    elif ranks is None:
-        write = partial(export_model, trainer.model, run_dir / "tokenizer", out)
-    else:
-        tensors = ranks.gather_tensors()
-        write = partial(_export_gathered, tensors, trainer.model.config, run_dir / "tokenizer", out)
-        if dist.get_rank() > 0:
-            deque(tensors, maxlen=0)  # sends this rank's
-    if group is None:
-        write()
-    else:
-        first_of_group(write, group)
-    if lora is not None:
-        console.print(f"adapter: {run_dir / 'adapter'}", highlight=False)
-    console.print(f"model folder: {out}", highlight=False)
-
-
-def _export_gathered(tensors: Iterator[tuple[str, Tensor]], config: ModelConfig, tokenizer: Path, out: Path) -> None:
-    try:
-        export_tensors(tensors, config, tokenizer, out)
-    except Exception:
-        deque(tensors, maxlen=0)  # which the other ranks go on sending
-        raise
 
 
 def given_recipe(words: list[str]) -> PretrainRecipe:

@@ -63,8 +63,8 @@ class LayerActivations:
         waiting = sites + attention if block else 0  # run again with the experts, needed after them
         stream = self.streams * STREAM_BYTES
         if self.indexer is not None:
-            # As many queries and outputs as there would be gradients of them. Of an expert rows, outputs, and outputs by
-            # token; inputs, shared expert and sum. Beside an MTP block's streams the main model's wait.
+            # As many queries and outputs as there would be gradients of them. Of experts rows, outputs, and outputs by
+            # token; inputs, the shared expert and the sum. Beside an MTP block's streams the main model's wait.
             attended = number_bytes * self.attention_gradients + self.lists
             routed = number_bytes * (self.expert_gradients + 3 * self.width)
             return (3 if self.fused else 2) * stream + max(attended, routed)

@@ -1,8 +1,8 @@
 """Checkpoints that all ranks write together (torch.distributed.checkpoint), in the background of the next steps.
 
 `folder/step-N` appears by a rename once every rank has written its part, so that a kill at any time leaves the last
-whole one. `old-N` is being replaced, `gone-N` removed. A checkpoint holds tensors by name, whole or as parts: another
-number of ranks can read it.
+whole one. `replaced-N` is being replaced, `gone-N` removed. A checkpoint holds tensors by name, whole or as parts:
+another number of ranks can read it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from dsv4.checkpoint.atomic import space_in_words, sync_folder
-from dsv4.parallel.first_rank import first_of_group
+from dsv4.parallel.first_rank import first_of_group, patient_group
 
 KEPT = 2  # checkpoints: the last one, and the one before
 SUSPECTED, COMMON = "suspected", "common.pt"  # files of a checkpoint
-_NAME, _OLD = re.compile(r"step-(\d+)"), re.compile(r"old-(\d+)")
+_NAME, _REPLACED = re.compile(r"step-(\d+)"), re.compile(r"replaced-(\d+)")
 
 
 def whole_steps(folder: Path) -> list[int]:
@@ -115,14 +115,14 @@ def remove_checkpoints(folder: Path) -> None:
 
 def restore_checkpoints(folder: Path) -> None:
     """Undo a replacement that a kill cut short, and remove what killed runs left of others and of removals."""
-    replaced = sorted((int(m[1]) for path in folder.glob("old-*") if (m := _OLD.fullmatch(path.name))), reverse=True)
-    for step in replaced:
-        old = folder / f"old-{step}"
+    found = (m for path in folder.glob("replaced-*") if (m := _REPLACED.fullmatch(path.name)))
+    for step in sorted((int(m[1]) for m in found), reverse=True):
+        replaced = folder / f"replaced-{step}"
         if step > max(whole_steps(folder), default=-1):
-            old.rename(folder / f"step-{step}")
+            replaced.rename(folder / f"step-{step}")
             sync_folder(folder)
         else:
-            _remove(old)
+            _remove(replaced)
     for left in folder.glob("gone-*"):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -150,14 +150,14 @@ def _publish(folder: Path, step: int, position: dict[str, Any], common: Mapping[
                 torch.save(dict(common), handle)  # given a path, its error would not say why writing failed
                 _sync(handle)
         sync_folder(temporary)
-    old = folder / f"old-{step}"
+    replaced = folder / f"replaced-{step}"
     if path.exists():  # of before a rollback
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
+        shutil.rmtree(replaced, ignore_errors=True)
+        path.rename(replaced)
     temporary.rename(path)
     sync_folder(folder)
-    if old.exists():
-        _remove(old)
+    if replaced.exists():
+        _remove(replaced)
 
 
 def _sync(handle: BinaryIO) -> None:
@@ -181,7 +181,7 @@ class Checkpoints:
         # Of its own: it writes while other collectives run.
         self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
         self._pending: tuple[Future[Any], int, dict[str, Any], dict[str, Any]] | None = None
-        first_of_group(lambda: restore_checkpoints(folder), self._group)
+        first_of_group(lambda: restore_checkpoints(folder), patient_group())  # a shared disk may be slow
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step}"

@@ -29,19 +29,22 @@ class Bodies:
         announced = request.headers.get("content-length", "")
         if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
             raise _too_large(int(announced))
-        body = bytearray()
+        chunks, held = list[bytes](), 0
         try:
             async for chunk in request.stream():
                 if len(chunk) > self._left:
                     message = f"Open requests hold {self._max_bytes - self._left} bytes, of {self._max_bytes} at most"
                     raise RequestError(503, message, headers=retry_after(_FULL_SECONDS))
-                body += chunk
+                chunks.append(chunk)
+                held += len(chunk)
                 self._left -= len(chunk)
-                if len(body) > MAX_BODY_BYTES:
-                    raise _too_large(len(body))
-            yield bytes(body)
+                if held > MAX_BODY_BYTES:
+                    raise _too_large(held)
+            body = b"".join(chunks)
+            chunks.clear()  # the body is held once from here on
+            yield body
         finally:
-            self._left += len(body)
+            self._left += held
 
 
 def _check_content_type(value: str) -> None:

@@ -114,10 +114,10 @@ def test_one_process_goes_on_from_a_replacement_that_was_cut_short(checkpoints: 
 def test_what_killed_runs_set_aside_goes_with_the_next_start(checkpoints: Checkpoints) -> None:
     """Never one that was being removed, of which a part may be gone, nor one with a later step."""
     save(checkpoints, 4, 1.0)
-    killed_by_the_rename(checkpoints, "old-", 4, 2.0)
-    shutil.copytree(checkpoints.path(4), checkpoints.folder / "old-2")
+    killed_by_the_rename(checkpoints, "replaced-", 4, 2.0)
+    shutil.copytree(checkpoints.path(4), checkpoints.folder / "replaced-2")
     shutil.copytree(checkpoints.path(4), checkpoints.folder / "gone-6")
-    assert names(checkpoints) == ["gone-6", "old-2", "old-4", "step-4"]
+    assert names(checkpoints) == ["gone-6", "replaced-2", "replaced-4", "step-4"]
     again = Checkpoints(checkpoints.folder)
     assert names(again) == ["step-4"] and load(again, 4) == 2.0
 

@@ -260,7 +260,9 @@ class RolloutQueue:
             .group_by(TOKENS.c.request)
         )
         with self._begin() as connection:
-            for row in connection.execute(lost).all():
+            rows = connection.execute(lost).all()
+            _locked(connection, REQUESTS.c.id.in_([row.request for row in rows]))
+            for row in rows:
                 behind = (TOKENS.c.request == row.request) & (TOKENS.c.position >= row.position)
                 connection.execute(TOKENS.delete().where(behind))
                 values = {

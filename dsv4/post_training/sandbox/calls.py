@@ -135,8 +135,10 @@ def _answered(sandbox: Sandbox, test: CallTest, number: int, digest: str | None)
     """Reason why a call's answer is wrong. `digest`: of the file when the call ended, which later ones may change."""
     try:
         data = sandbox.get(f"{ANSWER}.{number}", limit=sandbox.limits.output_bytes)
+        if digest is None:
+            return "no answer: no file could be read when the call had ended"
         if hashlib.sha256(data).hexdigest() != digest:
-            return "no answer: its file was written behind the call's end"
+            return "no answer: its file was written after the call had ended"
         value: Any = json.loads(data)
     except (SandboxRefusal, ValueError, RecursionError) as error:
         return f"no answer: {error}"

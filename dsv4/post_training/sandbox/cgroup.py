@@ -52,10 +52,15 @@ def _started(pid: int | str) -> str | None:
         return None
 
 
+def _prefix() -> str:
+    """Beginning of the names of groups whose owners have their numbers in this namespace of processes."""
+    return f"{PREFIX}{os.stat('/proc/self/ns/pid').st_ino}-"
+
+
 def _sweep(parent: Path) -> None:
     """Remove groups of owners that were killed. One whose processes are still ending is left for the next time."""
-    for path in parent.glob(f"{PREFIX}*-*-*"):
-        pid, start = path.name.removeprefix(PREFIX).split("-")[:2]
+    for path in parent.glob(f"{_prefix()}*-*-*"):
+        pid, start = path.name.removeprefix(_prefix()).split("-")[:2]
         if _started(pid) != start:
             with contextlib.suppress(OSError):
                 path.rmdir()
@@ -92,7 +97,7 @@ class ControlGroup:
             return None
         _sweep(parent)
         owner = os.getpid()
-        return cls(parent / f"{PREFIX}{owner}-{_started(owner)}-{secrets.token_hex(8)}", limits)
+        return cls(parent / f"{_prefix()}{owner}-{_started(owner)}-{secrets.token_hex(8)}", limits)
 
     def _write(self, name: str, value: int | str) -> None:
         if (self.path / name).exists():  # swap and cpu may have no controller

@@ -178,7 +178,7 @@ class RecordedSandbox(Sandbox):
                 snapshot = sandbox.snapshot()
             except SandboxRefusal as error:
                 sandbox.close()  # its files are not those that the log tells of
-                raise SandboxError(f"the files behind {step.describe()!r} cannot be kept: {error}") from error
+                raise SandboxError(f"the files after {step.describe()!r} cannot be kept: {error}") from error
             outcome["snapshot"] = snapshot.digest
             self._folder.save(snapshot.digest, snapshot.data)
         self._log.end(step, outcome)

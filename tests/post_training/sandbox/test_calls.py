@@ -104,7 +104,17 @@ def f(x):
     open("answer.json.0", "w").write("0")
     return 2 * x
 """,
-        "no answer: its file was written behind the call's end",
+        "no answer: no file could be read when the call had ended",
+    ),
+    "a later call corrects": (
+        """
+def f(x):
+    if x == 0:
+        return 7
+    open("answer.json.0", "w").write("0")
+    return 2 * x
+""",
+        "no answer: its file was written after the call had ended",
     ),
     "a call stops the clock": (
         """

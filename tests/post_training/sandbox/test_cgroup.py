@@ -39,11 +39,13 @@ def test_control_groups_of_killed_owners_are_removed(tmp_path: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
     own = ControlGroup.make(SMALL, parent)
-    assert own is not None and own.path.name.startswith(f"dsv4-sandbox-{os.getpid()}-")
-    kept = [own.path, parent / "dsv4-sandbox-other", parent / f"dsv4-sandbox-{ended.pid}-1-full"]
-    for path in (*kept[1:], parent / f"dsv4-sandbox-{ended.pid}-1-a", parent / f"dsv4-sandbox-{os.getpid()}-1-a"):
+    prefix = f"dsv4-sandbox-{os.stat('/proc/self/ns/pid').st_ino}"
+    assert own is not None and own.path.name.startswith(f"{prefix}-{os.getpid()}-")
+    elsewhere = f"dsv4-sandbox-7-{ended.pid}-1-a"  # of another namespace of processes
+    kept = [own.path, *(parent / name for name in ("dsv4-sandbox-other", elsewhere, f"{prefix}-{ended.pid}-1-full"))]
+    for path in (*kept[1:], parent / f"{prefix}-{ended.pid}-1-a", parent / f"{prefix}-{os.getpid()}-1-a"):
         path.mkdir()
-    (kept[2] / "process").write_text("")  # still ending, so that the kernel would not remove it
+    (kept[3] / "process").write_text("")  # still ending, so that the kernel would not remove it
     new = ControlGroup.make(SMALL, parent)
     assert new is not None and set(parent.glob("dsv4-*")) == {*kept, new.path}
     own.remove()

@@ -15,7 +15,7 @@ MS_NOSUID, MS_NODEV = 2, 4
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 CAPABILITY_VERSION_3 = 0x20080522
 READABLE = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/proc", "/dev", CODE)
-# Not /dev/zero: shared memory of it outlives its mappings' pages, as shared memory without a file does (seccomp.py).
+# Not /dev/zero: pages of a shared map of it stay when no process maps them any more (seccomp.py).
 WRITABLE = ("/work", "/tmp", "/dev/shm", "/dev/null", "/dev/full", "/dev/tty", "/dev/pts", "/dev/ptmx")
 
 
