@@ -54,17 +54,19 @@ def test_a_file_alone_is_a_message(tab: Any) -> None:
     expect(tab.page.locator(".bubble")).to_be_hidden()
 
 
+SLOW = """() => {
+    const read = Blob.prototype.arrayBuffer;
+    const later = () => new Promise((resolve) => setTimeout(resolve, 1000));
+    Blob.prototype.arrayBuffer = async function () {
+        await later();
+        return read.call(this);
+    };
+}"""
+
+
 def test_files_that_are_still_being_read_go_with_the_message(tab: Any) -> None:
     page = tab.page
-    slow = """() => {
-        const read = Blob.prototype.arrayBuffer;
-        const later = () => new Promise((resolve) => setTimeout(resolve, 1000));
-        Blob.prototype.arrayBuffer = async function () {
-            await later();
-            return read.call(this);
-        };
-    }"""
-    page.evaluate(slow)
+    page.evaluate(SLOW)
     attach(tab, ("a.txt", b"ten cats"))
     paste(tab, "long\n" * 40)  # while the file is read
     tab.ask("How many?", ["Ten."])
@@ -72,6 +74,23 @@ def test_files_that_are_still_being_read_go_with_the_message(tab: Any) -> None:
     expect(page.locator("#attached")).to_be_hidden()
     content = tab.mock.requests[0]["messages"][0]["content"]
     assert content.endswith("How many?") and PROMPT in content and "long\nlong" in content
+
+
+def test_a_message_that_waits_for_its_files_does_not_go_to_a_chat_opened_meanwhile(tab: Any) -> None:
+    page = tab.page
+    tab.ask("one", ["ok"])
+    tab.wait("done")
+    page.evaluate(SLOW)
+    attach(tab, ("a.txt", b"ten cats"))
+    tab.ask("How many?", ["Ten."])
+    page.locator("#new-chat").click()
+    expect(page.locator("#attached")).to_be_visible()
+    expect(page.locator("#prompt")).to_have_value("How many?")
+    assert len(tab.mock.requests) == 1
+    page.keyboard.press("Enter")
+    tab.wait("done")
+    expect(page.locator(".bubble")).to_have_text(["How many?"])
+    assert len(tab.mock.requests) == 2
 
 
 def test_what_is_no_text_is_refused_in_words(tab: Any) -> None:

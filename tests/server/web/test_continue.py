@@ -39,19 +39,36 @@ def test_figures_of_a_continued_answer_count_every_token_once(tab: Any) -> None:
     answer.locator(".stats").click()
     expect(answer.locator(".answer-details dd")).to_have_text(["dsv4-nano", "5 tokens", "4 tokens"])
 
-    add = """async ([node, before]) => {
-        (await import("/web/js/continuation.js")).addFigures(node, before);
-        return node;
-    }"""
+    abandon = """async (node) =>
+        (await import("/web/js/conversations.js")).stopAbandoned({ nodes: { a: node } })[0]"""
     timings = {"prompt_n": 9, "predicted_n": 11, "predicted_ms": 1000, "predicted_per_second": 10.0}
     before = {"tokens": 11, "timings": timings, "officialCost": {"model": "a", "usd": 0.25}}
     later = {"prompt_n": 20, "predicted_n": 21, "predicted_ms": 500, "predicted_per_second": 40.0}
-    node = {"tokens": 21, "timings": later, "officialCost": {"model": "a", "usd": 0.5}}
+    node = {"status": "streaming", "before": before, "timings": later, "officialCost": {"model": "a", "usd": 0.5}}
     node["usage"] = {"prompt_tokens": 20, "completion_tokens": 21}
-    added = tab.page.evaluate(add, [node, before])
+    added = tab.page.evaluate(abandon, node)
     assert added["timings"] == {"prompt_n": 9, "predicted_n": 32, "predicted_ms": 1500, "predicted_per_second": 20}
     assert (added["tokens"], added["officialCost"]["usd"]) == (32, 0.75)
     assert (added["usage"]["prompt_tokens"], added["usage"]["completion_tokens"]) == (9, 32)
+
+
+def test_figures_from_before_an_answer_went_on_stay_when_the_page_is_closed(tab: Any) -> None:
+    tab.ask("count", ["one ", "two "], finish="length")
+    answer = tab.wait("length")
+    tab.will_answer(["three ", "four"], held=threading.Event())
+    answer.get_by_role("button", name="Continue").click()
+    expect(answer.locator(".answer")).to_have_text("one two three")
+    # A closed page has no time for more than this event.
+    leave = """() => {
+        dispatchEvent(new Event("pagehide"));
+        const stored = Object.entries(localStorage).find(([name]) => name.startsWith("dsv4.chat."))[1];
+        return Object.values(JSON.parse(stored).nodes).find((node) => node.role === "assistant");
+    }"""
+    stored = tab.page.evaluate(leave)
+    assert (stored["status"], stored["tokens"], stored["usage"]["completion_tokens"]) == ("stopped", 3, 3)
+    tab.page.reload()
+    tab.wait("stopped")
+    expect(answer.locator(".stats")).to_have_text("3 tokens")
 
 
 def test_a_call_that_was_cut_off_begins_anew(tab: Any) -> None:

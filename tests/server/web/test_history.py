@@ -6,6 +6,8 @@ from typing import Any
 
 from playwright.sync_api import expect
 
+from .test_tabs import keep_toasts, stream
+
 
 def two_chats(tab: Any) -> None:
     tab.ask("about cats", ["They purr, and sleep in the **sun**."], thinking=["Hm."])
@@ -91,6 +93,7 @@ def test_export_and_import(tab: Any, tmp_path: Path) -> None:
 
 def test_damaged_files_are_refused_in_words(tab: Any, tmp_path: Path) -> None:
     node = {"id": "a", "parent": None, "role": "user", "content": "hi"}
+    under = node | {"id": "b", "parent": "a"}
     good = {"format": "dsv4.chat", "version": 1, "conversation": {"nodes": {"a": node}}}
     for text, reason in {
         "{": "not JSON",
@@ -100,6 +103,7 @@ def test_damaged_files_are_refused_in_words(tab: Any, tmp_path: Path) -> None:
         json.dumps(good | {"conversation": {"nodes": {"a": node | {"content": 5}}}}): "a of the file is damaged",
         json.dumps(good | {"conversation": {"nodes": {"a": node | {"parent": "b"}}}}): "no way to the first one",
         json.dumps(good | {"conversation": {"nodes": {"a": node | {"parent": "a"}}}}): "no way to the first one",
+        json.dumps(good | {"conversation": {"nodes": {"b": under, "a": None}}}): "b of the file has no way",
     }.items():
         file = tmp_path / "chat.json"
         file.write_text(text)
@@ -150,7 +154,8 @@ def test_a_chat_is_stored_once_the_browser_has_room_again(tab: Any) -> None:
         };
     }"""
     page.evaluate(fill)
-    tab.ask("new", ["x "] * 600, pause=0.2)
+    keep_toasts(page)
+    stream(tab, "new")
     expect(page.locator("#toast")).to_contain_text("storage is full")
     page.locator(".chat", has_text="old").hover()
     page.get_by_role("button", name="Delete: old").click()

@@ -1,5 +1,6 @@
 """The chat page: Enter and Escape that an input method or another part of the page takes."""
 
+import threading
 from typing import Any
 
 from playwright.sync_api import Locator, expect
@@ -18,7 +19,7 @@ def test_keys_of_an_input_method_send_and_close_nothing(tab: Any) -> None:
     page.fill("#prompt", "one")
     compose(page.locator("#prompt"), "Enter")
     assert page.locator(".user").count() == 0
-    tab.ask("one", ["x "] * 600, pause=0.1)
+    tab.ask("one", ["x ", "y"], held=threading.Event())
     expect(tab.answer().locator(".answer")).to_contain_text("x")
     compose(page.locator("#prompt"), "Escape")
     page.locator(".user").hover()
@@ -38,7 +39,7 @@ def test_keys_of_an_input_method_send_and_close_nothing(tab: Any) -> None:
 
 def test_escape_meant_for_a_menu_the_search_or_the_drawer_does_not_stop_the_answer(tab: Any) -> None:
     page = tab.page
-    tab.ask("one", ["x "] * 600, pause=0.1)
+    tab.ask("one", ["x ", "y"], held=threading.Event())
     expect(tab.answer().locator(".answer")).to_contain_text("x")
     page.get_by_role("button", name="Share this chat").click()
     page.keyboard.press("Escape")

@@ -8,6 +8,8 @@ from playwright.sync_api import expect
 
 from .test_tool_calls import ask_and_call
 
+STORED = "Object.keys(localStorage).filter((name) => name.startsWith('dsv4.chat.'))"
+
 
 @pytest.fixture
 def other(tab: Any) -> Iterator[Any]:
@@ -19,8 +21,16 @@ def other(tab: Any) -> Iterator[Any]:
 
 
 def stream(tab: Any, text: str) -> None:
-    """Asks for an answer that lasts until it is stopped."""
-    tab.ask(text, [f"{i} " for i in range(900)], pause=0.2)
+    """Asks for an answer that grows, and is stored, until it is stopped: it would last half an hour."""
+    tab.ask(text, [f"{i} " for i in range(9000)], pause=0.2)
+
+
+def keep_toasts(page: Any) -> None:
+    """Toasts stay: a loaded machine may need longer than the six seconds of one."""
+    page.evaluate("""() => {
+        const real = setTimeout;
+        window.setTimeout = (run, ms, ...given) => (ms === 6000 ? 0 : real(run, ms, ...given));
+    }""")
 
 
 def test_what_is_typed_in_one_tab_stays_while_another_streams(tab: Any, other: Any) -> None:
@@ -69,15 +79,54 @@ def test_a_chat_deleted_in_another_tab_is_not_stored_again(tab: Any, other: Any)
     stream(tab, "one")
     expect(tab.answer().locator(".answer")).to_contain_text("0")
     other.goto(tab.url)
+    keep_toasts(other)
     other.locator(".chat").hover()
     other.get_by_role("button", name="Delete: one").click()
     other.wait_for_timeout(2500)  # longer than between saves
     tab.page.goto(tab.url + "web/logo.svg")
-    stored = "Object.keys(localStorage).filter((name) => name.startsWith('dsv4.chat.'))"
-    assert other.evaluate(stored) == []
+    assert other.evaluate(STORED) == []
     other.get_by_role("button", name="Undo").click()
     expect(other.locator(".chat-open")).to_have_text(["one"])
-    assert len(other.evaluate(stored)) == 1
+    assert len(other.evaluate(STORED)) == 1
+
+
+def test_chats_cleared_in_another_tab_are_not_stored_again(tab: Any, other: Any) -> None:
+    stream(tab, "one")
+    expect(tab.answer().locator(".answer")).to_contain_text("0")
+    other.goto(tab.url)
+    # Right after a save: the next one is a second away, and the other tab knows by then.
+    clear = """() => new Promise((resolve) =>
+        addEventListener("storage", () => resolve(localStorage.clear()), { once: true }))"""
+    other.evaluate(clear)
+    other.wait_for_timeout(2500)  # longer than between saves
+    assert tab.page.evaluate(STORED) == []
+    tab.page.keyboard.press("Escape")
+    tab.wait("stopped")
+    assert tab.page.evaluate(STORED) == []
+    tab.ask("two", ["ok"])  # in the chat that was cleared
+    tab.wait("done", 1)
+    assert len(tab.page.evaluate(STORED)) == 1
+
+
+def test_a_title_left_as_it_was_does_not_undo_that_of_another_tab(tab: Any, other: Any) -> None:
+    def begin(page: Any, title: str) -> Any:
+        page.locator(".chat").hover()
+        page.get_by_role("button", name=f"Rename: {title}").click()
+        return page.get_by_label("Chat title")
+
+    tab.ask("one", ["ok"])
+    tab.wait("done")
+    other.goto(tab.url)
+    old = "one"
+    for key, title in (("Enter", "two"), ("Escape", "three")):
+        field = begin(other, old)
+        begin(tab.page, old).fill(title)
+        tab.page.keyboard.press("Enter")
+        field.press(key)
+        for page in (tab.page, other):
+            expect(page.locator(".chat-open")).to_have_text([title])
+        expect(other.locator(".chat-open")).to_be_focused()
+        old = title
 
 
 def test_switches_are_shown_as_another_tab_has_set_them(tab: Any, other: Any) -> None:

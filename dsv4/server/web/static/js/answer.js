@@ -75,8 +75,7 @@ export class AnswerView {
     this.inspect.hidden = streaming || !node.answerId || !node.tokens;
     this.again.hidden = streaming || node.status === "error";
     this.stats.textContent = describeSpeed(
-      // The tokens of an answer that goes on are those before it went on.
-      streaming ? (node.tokens ?? 0) + (node.timings?.predicted_n ?? node.pieces) : node.tokens,
+      streaming ? (node.before?.tokens ?? 0) + (node.timings?.predicted_n ?? node.pieces) : node.tokens,
       node.timings,
     );
     this.stats.hidden = !this.stats.textContent;

@@ -1,6 +1,7 @@
 // Answers: who may request one, its request, and its storage while it grows.
 
 import { toast } from "./banner.js";
+import { finish } from "./continuation.js";
 import * as conversations from "./conversations.js";
 import { generate, isRunning } from "./generation.js";
 import { profileName, settingsFields, settingsOf, thinkingFields } from "./profiles.js";
@@ -103,8 +104,10 @@ addEventListener("pagehide", () => {
   for (const conversation of live.values()) {
     // The answer ends here: a tab that opens the chat next must not wait for more.
     for (const node of Object.values(conversation.nodes))
-      if (node.status === "streaming" && isRunning(conversation))
+      if (node.status === "streaming" && isRunning(conversation)) {
         Object.assign(node, { status: "stopped", saved: Date.now() });
+        finish(node);
+      }
     conversations.write(conversation);
   }
 });

@@ -51,6 +51,7 @@ const thread = new Thread({
 const composer = setupComposer({
   send: (text, files) => answers.ask(current, conversations.path(current).at(-1) ?? null, text, files),
   stop: () => stop(current),
+  shown: () => current.id,
 });
 const sidebar = setupSidebar({
   open,

@@ -15,7 +15,7 @@ const SUGGESTIONS = [
   "Extract name and city as JSON: Anna is 34 years old and lives in Rome.",
 ];
 
-/** `actions`: {send(text, files), stop()}. Returns the composer's handle. */
+/** `actions`: {send(text, files), stop(), shown() -> id of the chat}. Returns the composer's handle. */
 export function setupComposer(actions) {
   const area = byId("prompt");
   const button = byId("send");
@@ -62,9 +62,10 @@ export function setupComposer(actions) {
     if (pasted) requestAnimationFrame(() => (area.scrollTop = 0));
   };
   const send = async () => {
+    const target = actions.shown();
     await attachments.settled();
     const text = area.value.trim();
-    if (running || (!text && !attachments.any())) return;
+    if (running || actions.shown() !== target || (!text && !attachments.any())) return;
     area.value = "";
     actions.send(text, attachments.take());
   };

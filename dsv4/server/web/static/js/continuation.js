@@ -8,13 +8,19 @@ const WRITTEN = ["predicted_n", "predicted_ms", "draft_n", "draft_n_accepted", "
 /** Takes the figures {usage, timings, officialCost, tokens} off an answer that goes on. */
 export function takeFigures(node) {
   const { usage, timings, officialCost, tokens = 0 } = node;
-  for (const name of ["usage", "timings", "officialCost"]) delete node[name];
+  for (const name of ["usage", "timings", "officialCost", "tokens"]) delete node[name];
   return { usage, timings, officialCost, tokens };
 }
 
-/** Adds the figures from before an answer went on to those since. */
-export function addFigures(node, before) {
-  node.tokens += before.tokens;
+/**
+ * Drops the fields of an answer in progress and adds the figures from before it went on; the server's token count, if
+ * sent, replaces the number of pieces. An answer that has ended stays: a closed page ends its own before its requests.
+ */
+export function finish(node) {
+  const { before } = node;
+  if (!before) return;
+  for (const name of ["phase", "thinkingSince", "thinkingFrom", "before"]) delete node[name];
+  node.tokens = before.tokens + (node.usage?.completion_tokens ?? node.timings?.predicted_n ?? node.pieces);
   const figures = {
     usage: joined(before.usage ?? usageSoFar(before.timings), node.usage ?? usageSoFar(node.timings), usageOf),
     timings: joined(before.timings, node.timings, timingsOf),

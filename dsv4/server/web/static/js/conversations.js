@@ -6,20 +6,24 @@
 // node          {id, parent, role: "user", content, files: [{name, text, pasted}]}
 //               {id, parent, role: "assistant", content, reasoning, status, model, thinkMs, usage, timings, tokens, error,
 //               officialCost, toolCalls: [{id, name, arguments, result}]}; the answer after its tools' results is its child
+//               before: {usage, timings, officialCost, tokens} from before it went on, while it is streaming
 //               answerId: the server's id of the answer, for the inspector
 //               saved: time of its last save or change by the tab that writes it, in ms
 // status        "streaming" | "done" | "stopped" | "length" | "error"
 
 import { withFiles } from "./attachments.js";
+import { finish } from "./continuation.js";
 import { load, save, watch } from "./storage.js";
 
 const INDEX = "chats";
 const NO_RESULT = "No result was given."; // of a call that the user went past with another message
 export const SILENCE = 5000; // ms without a save after which the tab that wrote an answer counts as closed
 const key = (id) => `chat.${id}`;
-const deleted = new Set(); // ids: this tab may still hold such a conversation, and must not store it again
+const known = new Set(); // ids of the conversations that this tab has read or stored, and may still hold
+const deleted = new Set(); // ids of those that it must not store again
 
 watch((name, isRemoved) => {
+  if (name === "") known.forEach((id) => deleted.add(id));
   if (!name.startsWith(key(""))) return;
   if (isRemoved) deleted.add(name.slice(key("").length));
   else restore(name.slice(key("").length));
@@ -48,6 +52,7 @@ function isAlive(node) {
 /** The stored conversation, or null. An unfinished answer that no tab writes any more becomes "stopped". */
 export function read(id) {
   const conversation = load(key(id), null);
+  known.add(id);
   if (conversation) stopAbandoned(conversation);
   return conversation;
 }
@@ -56,7 +61,10 @@ export function read(id) {
 export function stopAbandoned(conversation) {
   const isAbandoned = (node) => node.status === "streaming" && !isAlive(node);
   const nodes = Object.values(conversation.nodes).filter(isAbandoned);
-  for (const node of nodes) node.status = "stopped";
+  for (const node of nodes) {
+    node.status = "stopped";
+    finish(node);
+  }
   return nodes;
 }
 
@@ -74,6 +82,7 @@ export function write(conversation) {
   if (deleted.has(conversation.id)) return true;
   merge(conversation);
   const { id, title, updated, pinned } = conversation;
+  known.add(id);
   const others = list().filter((entry) => entry.id !== id);
   const entries = [{ id, title, updated, pinned }, ...others].sort((a, b) => b.updated - a.updated);
   return save(key(id), conversation) && save(INDEX, entries);

@@ -1,7 +1,7 @@
 // Answers in progress: at most one per conversation; they continue while another conversation is shown.
 
 import { ApiError, describe, streamChat } from "./api.js";
-import { addFigures, takeFigures } from "./continuation.js";
+import { finish, takeFigures } from "./continuation.js";
 import { TRIES, unlessStopped } from "./waiting.js";
 
 const running = new Map(); // conversation id -> AbortController
@@ -32,7 +32,7 @@ export async function generate(conversation, node, body, changed) {
   const { signal } = controller;
   running.set(conversation.id, controller);
   const sent = { kind: "sent", since: Date.now() };
-  const before = takeFigures(node);
+  node.before = takeFigures(node);
   for (const name of ["error", "toolCalls"]) delete node[name]; // a call that was cut off is not sent: it begins anew
   Object.assign(node, { content: node.content ?? "", reasoning: node.reasoning ?? "", status: "streaming", pieces: 0, phase: sent });
   try {
@@ -53,7 +53,6 @@ export async function generate(conversation, node, body, changed) {
   } finally {
     running.delete(conversation.id);
     finish(node);
-    addFigures(node, before);
     changed();
   }
 }
@@ -114,10 +113,4 @@ function phaseOf({ prompt_progress: progress, queue }, before) {
   const since = before?.since ?? Date.now();
   if (queue) return { kind: "queue", since, ahead: queue.position };
   return { kind: "reading", since, at: Date.now(), ...progress };
-}
-
-/** Drops the fields of an answer in progress; the server's token count, if sent, replaces the number of pieces. */
-function finish(node) {
-  for (const name of ["phase", "thinkingSince", "thinkingFrom"]) delete node[name];
-  node.tokens = node.usage?.completion_tokens ?? node.timings?.predicted_n ?? node.pieces;
 }

@@ -37,7 +37,7 @@ export function setupSidebar(actions) {
   restore();
   const search = byId("search");
   let last = [[], null];
-  const redraw = () => draw(matching(last[0], search.value), last[1], actions, search.value.trim());
+  const redraw = () => draw(matching(last[0], search.value), last[1], { ...actions, redraw }, search.value.trim());
   search.addEventListener("input", redraw);
   search.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || isComposing(event) || !search.value) return;
@@ -124,7 +124,10 @@ function rename(item, entry, actions) {
     open = false;
     drawn = "";
     keepingFocus(() => item.replaceChildren(...buttons));
-    actions.rename(entry.id, keep && input.value.trim() ? input.value.trim() : entry.title);
+    const title = input.value.trim();
+    // The old title is not set again: another tab may have given a new one.
+    if (keep && title && title !== entry.title) actions.rename(entry.id, title);
+    else actions.redraw();
   };
   input.addEventListener("blur", () => finish(true));
   input.addEventListener("keydown", (event) => {

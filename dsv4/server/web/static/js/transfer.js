@@ -69,11 +69,10 @@ export function fromJson(text) {
 
 function checked(id, node, nodes) {
   const isWhole = ID.test(id) && node?.id === id && ROLES.includes(node.role) && typeof node.content === "string";
-  if (!isWhole)
-    throw new Error(`Message ${id} of the file is damaged.`);
+  if (!isWhole) throw new Error(`Message ${id} of the file is damaged.`);
   const seen = new Set([id]);
   for (let parent = node.parent; parent !== null; parent = nodes[parent].parent) {
-    if (seen.has(parent) || !Object.hasOwn(nodes, parent))
+    if (seen.has(parent) || !Object.hasOwn(nodes, parent) || !nodes[parent])
       throw new Error(`Message ${id} of the file has no way to the first one.`);
     seen.add(parent);
   }
