@@ -17,7 +17,16 @@ from .test_accessibility import violations
 
 DAYS = [f"Day {day}: we walked {day * 3} km." for day in range(60)]
 LONG = "\n".join([*DAYS[:30], "The secret word of Anna is river.", *DAYS[30:]]) + "\n\nWhat is the secret word of Anna?"
-ENDED = re.compile("^(done|length)$")  # nano samples at temperature 1: now and then an answer runs to the limit
+ENDED = re.compile("^(done|length)$")
+
+
+def ask_briefly(tab: Any, text: str) -> None:
+    """Asks for few tokens: beside a long answer, which nano gives now and then, a prompt's beginning is not drawn."""
+    tab.page.get_by_role("button", name="Settings").click()
+    tab.page.fill("#max-tokens", "60")
+    tab.page.get_by_role("button", name="Done").click()
+    tab.ask(text)
+    expect(tab.answer()).to_have_attribute("data-status", ENDED, timeout=60_000)
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +44,7 @@ def heat(token: Locator) -> tuple[float, float]:
 def test_layers_experts_and_text_of_an_answer(open_tab: Callable[[str], Any], nano: Served) -> None:
     tab = open_tab(nano.url + "/")
     page = tab.page
-    tab.ask(LONG)
-    expect(tab.answer()).to_have_attribute("data-status", ENDED, timeout=60_000)
+    ask_briefly(tab, LONG)
     tab.answer().get_by_role("button", name="Inspect answer").click()
     panel = page.get_by_role("complementary", name="Inspector")
     rows = panel.locator(".layer-row")
@@ -154,8 +162,7 @@ def test_the_panel_covers_a_phone(tab: Any) -> None:
 def test_axe_finds_nothing_in_the_panel(browser: Browser, nano: Served, scheme: Literal["light", "dark"]) -> None:
     context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
     tab = Tab(context, nano.url + "/")
-    tab.ask(LONG)
-    expect(tab.answer()).to_have_attribute("data-status", ENDED, timeout=60_000)
+    ask_briefly(tab, LONG)
     tab.answer().get_by_role("button", name="Inspect answer").click()
     rows = tab.page.locator(".layer-row")
     expect(rows).to_have_count(6, timeout=30_000)
@@ -172,8 +179,7 @@ def test_drafts_of_an_answer_are_shown(open_tab: Callable[[str], Any]) -> None:
     llm.core.speculator.lengths = FixedLength(3)
     with serving(llm) as served:
         tab = open_tab(served.url + "/")
-        tab.ask("What is 12 + 30?")
-        expect(tab.answer()).to_have_attribute("data-status", ENDED, timeout=60_000)
+        ask_briefly(tab, "What is 12 + 30?")
         tab.answer().locator(".stats").click()
         text = tab.answer().locator(".answer-details").inner_text()
         told = re.search(r"(\d+) of (\d+) tokens accepted", text)
