@@ -29,19 +29,19 @@ class Bodies:
         announced = request.headers.get("content-length", "")
         if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
             raise _too_large(int(announced))
-        chunks, held = list[bytes](), 0
+        received, held = bytearray(), 0  # one buffer: many small parts would take more than their bytes
         try:
             async for chunk in request.stream():
                 if len(chunk) > self._left:
                     message = f"Open requests hold {self._max_bytes - self._left} bytes, of {self._max_bytes} at most"
                     raise RequestError(503, message, headers=retry_after(_FULL_SECONDS))
-                chunks.append(chunk)
+                received += chunk
                 held += len(chunk)
                 self._left -= len(chunk)
                 if held > MAX_BODY_BYTES:
                     raise _too_large(held)
-            body = b"".join(chunks)
-            chunks.clear()  # the body is held once from here on
+            body = bytes(received)
+            received.clear()  # the body is held once from here on
             yield body
         finally:
             self._left += held

@@ -21,6 +21,7 @@ from dsv4.kernels.sinkhorn import sinkhorn
 from dsv4.kernels.swiglu import clamped_swiglu
 
 from .test_gradients import Documents
+from .test_mhc import Sizes
 from .tools import noise, poisoned
 
 NAN, INF = float("nan"), float("inf")
@@ -80,14 +81,6 @@ def test_sinkhorn(rung: str, streams: int) -> None:
         logits[1].view(-1)[place] = NAN
         assert torch.equal(sinkhorn(logits, 4, 1e-6).isnan().flatten(1).all(1), torch.tensor([False, True, False]))
         assert sinkhorn(logits, 4, 1e-6)[::2].isfinite().all()
-
-
-@dataclass(frozen=True)
-class Sizes:
-    hc_mult: int
-    hc_sinkhorn_iters: int = 20
-    rms_norm_eps: float = 1e-6
-    hc_eps: float = 1e-6
 
 
 # Streams of one token, a row of fn, a scale, and a base of each of pre, post and comb.
