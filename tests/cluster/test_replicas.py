@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
@@ -240,6 +241,28 @@ def test_the_inspector_traces_an_answer_of_a_replica(replicas: Replicas, local: 
         beyond = httpx.get(f"{url}/inspect/{answer['id']}/9999", timeout=HANG)
         assert beyond.status_code == 400
     assert traces[0] == traces[1]
+
+
+def test_a_cancelled_trace_is_not_finished_by_its_replica(replicas: Replicas) -> None:
+    tokens = [1 + index % 500 for index in range(4000)]
+
+    def seconds() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in replica_processes())
+
+    async def trace(whole: float | None) -> float:
+        """Processor seconds of a trace, which is cancelled when it has used a tenth of the `whole`."""
+        before = seconds()
+        tracing = asyncio.create_task(replicas.engine.trace(tokens))
+        while not tracing.done() and (whole is None or seconds() < before + whole / 10):
+            await asyncio.sleep(0.02)
+        assert tracing.done() == (whole is None)
+        tracing.cancel()
+        # A replica computes one trace at a time: these wait for what is left of the first.
+        await asyncio.gather(*(replicas.engine.trace(tokens[:8]) for _ in range(8)))
+        return seconds() - before
+
+    whole = asyncio.run(trace(None))
+    assert asyncio.run(trace(whole)) < whole / 2
 
 
 def test_a_prompt_that_has_ended_two_replicas_is_refused(cluster: Cluster, folder: Path) -> None:

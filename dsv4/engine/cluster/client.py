@@ -123,12 +123,17 @@ class ClusterEngine:
         return self._events(self._reserve(prompt_token_ids, params, user, watched=True))
 
     async def trace(self, token_ids: list[int]) -> TokenTrace:
-        """As of AsyncEngine, computed by one of the replicas. Cancelling it does not stop the replica's work."""
+        """As of AsyncEngine, computed by one of the replicas."""
         self.check()
 
         async def ask() -> TokenTrace | PortableError:
             try:
-                return await self._handle.trace.remote(pack_tokens(token_ids))
+                response = self._handle.trace.remote(pack_tokens(token_ids))
+                try:
+                    return await response
+                except asyncio.CancelledError:
+                    response.cancel()
+                    raise
             except Exception as error:
                 raise crash(error) from error
 
