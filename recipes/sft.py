@@ -6,11 +6,13 @@ The run is that of `dsv4 train pretrain` with other defaults, so its keys work h
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,20 +21,23 @@ from rich.console import Console
 from dsv4.checkpoint.atomic import sole_writer
 from dsv4.commands.recipe_flags import parse
 from dsv4.data.records import MESSAGES, NoRecordsError, find_sources
-from dsv4.data.shards import Counts
+from dsv4.data.shards import Counts, Index
 from dsv4.data.tokenizing import ShardWriter
 from dsv4.model_folder import resolve_model
 from dsv4.parallel.first_rank import on_first_rank
 from dsv4.post_training.sft_preview import show_samples
 from dsv4.post_training.sft_samples import Refusal, TurnSource, read_samples
 from dsv4.tokenizer.prompts import PromptEncoder
+from dsv4.training.pretrain_recipe import PretrainRecipe
 from dsv4.training.recipe import split_words
+from dsv4.training.sources import PartPaths
 from recipes import pretrain
 
 # Of the keys of pre-training, those whose defaults differ; reasons: docs/post-training.md.
 DEFAULTS = {
     "data.fill_in_middle": "0.0",
     "data.split_merged": "0.0",
+    "data.whole_documents": "true",
     "optimizer.rate": "2e-4",
     "optimizer.warmup_steps": "10",
     "optimizer.decay_fraction": "1.0",
@@ -86,26 +91,43 @@ def run_samples(options: argparse.Namespace, place: list[str], console: Console,
             return 0 if samples else 1
         if (run_dir / "data.json").exists() and not options.print_config:
             raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
+        keys = run_keys(folder, run_dir / SAMPLES, options)
+        if any(word.startswith("lora.") for word in overrides):
+            keys["run.quantized_share"] = "0.0"  # adapters are beside the stored matrices, not in them
+        words = [*(f"{key}={value}" for key, value in keys.items()), *overrides]
         turns = [TurnSource(source, prompts, options.max_tokens) for source in sources]
-        counts, refusals = on_first_rank("samples", lambda: write_samples(turns, folder, options, made))
+        written = on_first_rank("samples", lambda: write_samples(turns, folder, options, words, made))
     except (ValueError, OSError) as error:
         raise SystemExit(f"training stopped: {error}") from error
     told = console if not options.print_config else Console(stderr=True)  # whose output is a recipe
+    counts, refusals = written.counts, written.refusals
     told.print(f"{counts.documents:,} samples, {counts.tokens:,} tokens; {len(refusals):,} refused", highlight=False)
     if refusals:
         first = f"refused {refusals[0].place}: {refusals[0].reason}"
         told.print(f"{first}; --dry-run 0 lists all", style="red", markup=False, highlight=False)
-    keys = run_keys(folder, run_dir / SAMPLES, options, options.epochs * counts.tokens)
-    if any(word.startswith("lora.") for word in overrides):
-        keys["run.quantized_share"] = "0.0"  # adapters are beside the stored matrices, not in them
     show = ["--print-config"] if options.print_config else []
-    return pretrain.main([*(f"{key}={value}" for key, value in keys.items()), *overrides, *place, *show], "sft")
+    return pretrain.main([f"stages.0.tokens={written.run_tokens}", *words, *place, *show], "sft")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the run's shards hold, what was refused, and tokens of the full rows that hold the samples of all epochs."""
+
+    counts: Counts
+    refusals: list[Refusal]
+    run_tokens: int
 
 
 def write_samples(
-    turns: list[TurnSource], folder: Path, options: argparse.Namespace, made: list[Path]
-) -> tuple[Counts, list[Refusal]]:
-    """Write the run's shards; their samples and tokens, and what was refused. ValueError if no sample is left."""
+    turns: list[TurnSource], folder: Path, options: argparse.Namespace, words: list[str], made: list[Path]
+) -> Written:
+    """Write the run's shards. ValueError if no sample is left, or if the recipe of `words` is wrong."""
+    recipe = pretrain.given_recipe(["stages.0.tokens=1", *words]).resolve()  # its length follows from the samples
+    if (sequence := recipe.stages[0].sequence) < options.max_tokens:
+        raise ValueError(
+            f"stages.0.sequence is {sequence}, at which samples of up to {options.max_tokens} tokens would be cut; "
+            f"allowed: {options.max_tokens} or more, or a smaller --max-tokens"
+        )
     with shard_folder(options, made) as shards:
         try:
             counts = ShardWriter(turns, folder, shards).run().counts
@@ -116,7 +138,21 @@ def write_samples(
                 f"no sample is left: {len(refused):,} refused, the first {refused[0].place}: {refused[0].reason}; "
                 "--dry-run 0 lists all"
             ) from error
-    return counts, all_refusals(turns)
+        return Written(counts, all_refusals(turns), epoch_tokens(recipe, folder, shards, options, counts))
+
+
+def epoch_tokens(
+    recipe: PretrainRecipe, folder: Path, shards: Path, options: argparse.Namespace, counts: Counts
+) -> int:
+    """Tokens of the full rows in which every sample comes once per epoch; beside other data, tokens of the epochs."""
+    stage, data = recipe.stages[0], recipe.data
+    tasks = data.tasks if stage.tasks is None else stage.tasks
+    given = stage.shards or data.shards
+    if tasks or data.text or given != (shards_word(options.run_dir / SAMPLES),):
+        return options.epochs * counts.tokens
+    part = PartPaths(Index.read(shards).fingerprint, (shards,))
+    source = pretrain.mixture_source(recipe, 0, folder, [part], recipe.model.config())
+    return source.open().epoch_rows(options.epochs) * stage.row_tokens
 
 
 def all_refusals(turns: list[TurnSource]) -> list[Refusal]:
@@ -138,15 +174,19 @@ def shard_folder(options: argparse.Namespace, made: list[Path]) -> Iterator[Path
         yield Path(folder)
 
 
-def run_keys(folder: Path, samples: Path, options: argparse.Namespace, tokens: int) -> dict[str, str]:
-    """Keys of the pre-training recipe for this run, before those of the command line."""
+def run_keys(folder: Path, samples: Path, options: argparse.Namespace) -> dict[str, str]:
+    """Keys of the pre-training recipe for this run but its length, before those of the command line."""
     return DEFAULTS | {
         "model.start": f'"{folder}"',
-        "data.shards": f'["{samples}=1"]' if "=" in str(samples) else f'["{samples}"]',  # else the name has a share
+        "data.shards": json.dumps([shards_word(samples)], ensure_ascii=False),
         "stages.0.name": '"sft"',
-        "stages.0.tokens": str(tokens),
         "stages.0.sequence": str(options.max_tokens),
     }
+
+
+def shards_word(samples: Path) -> str:
+    """FOLDER of the samples, or FOLDER=1 if a part of its name could be taken for a share."""
+    return f"{samples}=1" if "=" in str(samples) else str(samples)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from dsv4.tokenizer.loss_mask import encode_training
 from dsv4.tokenizer.prompts import PromptEncoder, with_budget, with_messages
 from dsv4.tokenizer.special import BOS, EOS
 
+THINKS = "conversation thinks"  # key of a part of a conversation: the whole one's mode, which the part may not show
 _MODEL = "training"  # name of the model in the requests that a conversation is read from
 _OPTIONS = recipe.ConversionOptions().with_model_alias(_MODEL, recipe.ModelVersion.DeepseekV4Pro)
 
@@ -66,13 +67,14 @@ class RecordEncoder:
 def read_conversation(record: dict[str, Any]) -> tuple[recipe.Conversation, recipe.AssistantMessage]:
     """Split a Chat Completions request whose last message is the assistant's into the prompt and the answer.
 
-    It is read as the API server reads it. Thinking mode is on if a message of the assistant has reasoning.
-    `reasoning_effort` may be a number too, a budget of 1 to 100. ValueError names what is wrong, with its place.
+    It is read as the API server reads it. Thinking mode is on if a message of the assistant has reasoning, or if THINKS
+    says so. `reasoning_effort` may be a number too, a budget of 1 to 100. ValueError names what is wrong, with its
+    place.
     """
     messages = [_adapted(message, f"messages[{place}]") for place, message in enumerate(record[MESSAGES])]
     if not messages or messages[-1].get("role") != "assistant":
         raise ValueError("a conversation ends with a message of the assistant, the answer to train on")
-    thinks = any(has_reasoning(message) for message in messages)
+    thinks = record.get(THINKS) is True or any(has_reasoning(message) for message in messages)
     if thinks and record.get("reasoning_effort") == "none":
         raise ValueError("reasoning_effort is none, but a message has reasoning: leave one of them out")
     answered = _answered(messages[-1])

@@ -38,17 +38,21 @@ class Piece:
 class PartOrder:
     """Pieces of a part in training order, numbered over all its epochs."""
 
-    def __init__(self, number: int, name: str, folders: Sequence[ShardFolder], limit: int, seed: int) -> None:
-        """Cut documents into pieces of `limit` tokens (the last of a document may be shorter)."""
+    def __init__(
+        self, number: int, name: str, folders: Sequence[ShardFolder], longest: int, limit: int, seed: int
+    ) -> None:
+        """Cut documents of more than `longest` tokens into pieces of `limit` (the last of each may be shorter)."""
         self._number, self._name, self._seed = number, name, seed
         lengths = np.concatenate([folder.lengths for folder in folders])
         if not lengths.sum():
             raise ValueError(f"{name}: no tokens in {', '.join(str(folder.folder) for folder in folders)}")
-        counts = -(-lengths // limit)
+        counts = np.where(lengths > longest, -(-lengths // limit), lengths > 0)
         document = np.repeat(np.arange(len(lengths)), counts)
         nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         self._start = nth * limit
-        self._stop = np.minimum(self._start + limit, lengths[document])
+        self._stop = np.where(
+            counts[document] > 1, np.minimum(self._start + limit, lengths[document]), lengths[document]
+        )
         sizes = np.array([len(folder) for folder in folders])
         self._folder = np.searchsorted(np.cumsum(sizes), document, side="right")
         self._document = document - (np.cumsum(sizes) - sizes)[self._folder]
@@ -73,6 +77,14 @@ class PartOrder:
         epoch, rest = divmod(count, self.pieces)
         return epoch * self.tokens + (int(self._epoch(epoch)[1][rest]) if rest else 0)
 
+    def lengths(self, start: int, stop: int) -> list[int]:
+        """Tokens of each of the pieces number `start` to `stop`."""
+        found: list[int] = []
+        for epoch in range(start // self.pieces, -(-stop // self.pieces)):
+            first, last = (min(max(count - epoch * self.pieces, 0), self.pieces) for count in (start, stop))
+            found += np.diff(self._epoch(epoch)[1][first : last + 1]).tolist()
+        return found
+
     def piece(self, count: int) -> Piece:
         """Piece number `count`."""
         epoch, place = divmod(count, self.pieces)
@@ -83,24 +95,44 @@ class PartOrder:
 
 
 class MixtureOrder:
-    """Pieces of several parts by their shares, in groups of `group_tokens` tokens, plus less than one piece."""
+    """Pieces of several parts by their shares, in groups of `group_tokens` tokens, plus less than one piece.
 
-    def __init__(self, parts: Sequence[PartOrder], weights: Sequence[float], group_tokens: int) -> None:
+    `epoch_groups`, in place of `group_tokens`: groups of an epoch of the only part, so that no group spans two.
+    """
+
+    def __init__(
+        self, parts: Sequence[PartOrder], weights: Sequence[float], group_tokens: int, epoch_groups: int = 0
+    ) -> None:
         if any(not weight > 0 for weight in weights):
             raise ValueError(f"weights {list(weights)}: more than 0 each is allowed")
-        self._parts, self._group_tokens = parts, group_tokens
+        if epoch_groups and len(parts) > 1:
+            raise ValueError(f"groups of an epoch of {len(parts)} parts, whose epochs differ; allowed: one part")
+        self._parts, self._group_tokens, self._epoch_groups = parts, group_tokens, epoch_groups
         self._shares = [max(1, round(weight / sum(weights) * (1 << _SCALE))) for weight in weights]
         self._bounds = lru_cache(4)(self._find_bounds)
 
     def group(self, number: int) -> Iterator[Piece]:
-        """Pieces of a group."""
-        first, following = self._bounds(number), self._bounds(number + 1)
-        for part, start, stop in zip(self._parts, first, following, strict=True):
+        """Pieces of a group, part by part."""
+        for part, start, stop in self._ranges(number):
             yield from map(part.piece, range(start, stop))
+
+    def lengths(self, number: int) -> list[int]:
+        """Tokens of each of a group's pieces."""
+        return [length for part, start, stop in self._ranges(number) for length in part.lengths(start, stop)]
+
+    def _ranges(self, number: int) -> Iterator[tuple[PartOrder, int, int]]:
+        return zip(self._parts, self._bounds(number), self._bounds(number + 1), strict=True)
+
+    def _tokens_wanted(self, number: int) -> int:
+        """Tokens that all earlier groups have at least."""
+        if not self._epoch_groups:
+            return number * self._group_tokens
+        epoch, place = divmod(number, self._epoch_groups)
+        return epoch * self._parts[0].tokens + place * self._parts[0].tokens // self._epoch_groups
 
     def _find_bounds(self, number: int) -> tuple[int, ...]:
         """Pieces of each part before a group: the fewest, in the order of time, with all earlier groups' tokens."""
-        wanted = number * self._group_tokens
+        wanted = self._tokens_wanted(number)
         if wanted == 0:
             return (0,) * len(self._parts)
         low, high = 0, 1  # invariant below: fewer tokens than wanted before `low`, enough before `high`

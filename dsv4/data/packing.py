@@ -1,11 +1,17 @@
-"""Best-fit packing of documents into rows; a row is a list of whole documents, run as one ragged batch.
+"""Packing of documents into rows; a row is a list of documents, run as one ragged batch.
 
 Documents in a row do not interact: each has its own positions and compression windows, so a row is only a token budget.
+But a row is often a whole step of training, so it should hold documents of all lengths, and with them of all kinds.
 """
 
+import itertools
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass
+
+_FILLERS = (16, 8, 4)  # 1/16 of the tokens, the shortest pieces, fill what room is left; more where not all would fit
+_SPARE = 64  # 1/64 of the room stays free where no piece may be cut: full rows would be of pieces of one length
 
 
 @dataclass(frozen=True)
@@ -36,28 +42,6 @@ class TokenBatch:
         return sum(map(len, self.documents))
 
 
-@dataclass
-class Row:
-    """A row of whole documents with at most `capacity` tokens."""
-
-    capacity: int
-    documents: list[Document] = field(default_factory=list[Document])
-    used: int = 0
-
-    def add(self, document: Document) -> None:
-        """Append a document that fits."""
-        if self.used + len(document) > self.capacity:
-            raise ValueError(f"document of {len(document)} tokens in a row with {self.capacity - self.used} left")
-        self.documents.append(document)
-        self.used += len(document)
-
-
-def best_fit(rows: Sequence[Row], document: Document) -> Row | None:
-    """Return the row with the least room that still fits the document; ties go to the first; None if none fits."""
-    fitting = [row for row in rows if row.capacity - row.used >= len(document)]
-    return min(fitting, key=lambda row: row.capacity - row.used, default=None)
-
-
 def split_document(document: Document, limit: int) -> list[Document]:
     """Cut a document that is longer than `limit` into consecutive pieces of at most `limit` tokens."""
     if limit < 1:
@@ -66,30 +50,6 @@ def split_document(document: Document, limit: int) -> list[Document]:
         Document(document.ids[start : start + limit], document.mask[start : start + limit])
         for start in range(0, len(document), limit)
     ]
-
-
-def pack(documents: Iterable[Document], rows: int, capacity: int, patience: int = 64) -> list[Row]:
-    """Fill `rows` rows from a stream of documents, in the order of arrival, each into its best-fitting row.
-
-    Stops when every row is full or `patience` consecutive pieces have fitted nowhere; pieces that do not fit are
-    dropped. A document longer than `capacity` is split first.
-    """
-    packed = [Row(capacity) for _ in range(rows)]
-    misses = 0
-    for document in documents:
-        for piece in split_document(document, capacity):
-            row = best_fit(packed, piece)
-            if row is None:
-                misses += 1
-                continue
-            misses = 0
-            row.add(piece)
-        if misses >= patience or all(row.used == capacity for row in packed):
-            break
-    return packed
-
-
-_LEVELS = 8
 
 
 @dataclass(frozen=True)
@@ -104,12 +64,21 @@ class Slot:
         return self.stop - self.start
 
 
-def pack_evenly(lengths: Sequence[int], rows: int, capacity: int, alignment: int = 1) -> list[list[Slot]]:
-    """Place every piece into one of `rows` rows of at most `capacity` tokens, best-fit decreasing; no row is empty.
+def pack_evenly(
+    lengths: Sequence[int],
+    rows: int,
+    capacity: int,
+    alignment: int = 1,
+    names: Sequence[Hashable] = (),
+    whole: Collection[int] = (),
+) -> list[list[Slot]]:
+    """Place every piece into one of `rows` rows of at most `capacity` tokens, each of all lengths; none is empty.
 
-    Rows get about the same number of tokens, unless more pieces would be cut. A piece that fits nowhere whole is cut,
-    at a multiple of `alignment` tokens where the room allows: a compressed entry needs a whole window. ValueError if
-    the pieces are more than the room, or fewer tokens than rows.
+    Rows get about the same number of tokens, unless more pieces would be cut. Pieces of one name (None: it has none)
+    are in different rows where there is room. A piece that fits nowhere whole is cut, at a multiple of `alignment`
+    tokens where the room allows: a compressed entry needs a whole window. Those of `whole` are not, if there are as
+    many pieces as rows. ValueError if the pieces are more than the room, or fewer tokens than rows, or if those of
+    `whole` do not fit: in `rows_needed` rows they do.
     """
     total = sum(lengths)
     if not rows <= total <= rows * capacity or max(lengths) > capacity:
@@ -117,56 +86,122 @@ def pack_evenly(lengths: Sequence[int], rows: int, capacity: int, alignment: int
             f"{total} tokens in pieces of at most {max(lengths, default=0)} for {rows} rows of {capacity}: "
             "at least one per row and at most the room is allowed"
         )
-    order = sorted(range(len(lengths)), key=lambda piece: -lengths[piece])
-    # A piece longer than the average of what is left gets a row of its own.
-    alone, left = 0, total
-    while alone < len(order) and lengths[order[alone]] * (rows - alone) > left:
-        left -= lengths[order[alone]]
-        alone += 1
-    average = -(-left // (rows - alone))
-    packed, waiting = [], order
-    for step in range(_LEVELS + 1):  # the lowest level at which all fit makes the rows even
-        level = average + (capacity - average) * step // _LEVELS
-        packed, waiting = _best_fit_decreasing(lengths, order[alone:], rows - alone, level)
-        if not waiting:
-            break
-    packed = [[Slot(piece, 0, lengths[piece])] for piece in order[:alone]] + packed
-    _place_cut(packed, waiting, lengths, capacity, alignment)
-    for row in range(rows):
-        if not packed[row]:
-            packed[row].append(_take_half(packed, alignment))
+    pieces = _Pieces(lengths, names)
+    alone, rest = pieces.parted(rows)
+    filling = _fill_mixed(pieces, rest, rows - len(alone), capacity)
+    if filling is None:
+        alone, order = [], sorted(pieces.by_length, key=lambda piece: piece not in whole)
+        filling = _fill_by_length(_Pieces(lengths), order, rows, capacity)  # as in rows_needed, by no names
+        if any(piece in whole for piece in filling.waiting):
+            raise ValueError(f"{len(whole)} pieces that may not be cut need more than {rows} rows of {capacity} tokens")
+    packed = [
+        [Slot(piece, 0, lengths[piece]) for piece in row] for row in (*([piece] for piece in alone), *filling.rows)
+    ]
+    _place_cut(packed, filling.waiting, lengths, capacity, alignment)
+    _fill_empty(packed, alignment, whole)
     return packed
 
 
-def _take_half(packed: Sequence[list[Slot]], alignment: int) -> Slot:
-    """Cut the longest piece in two and return its second half."""
-    row, place = max(
-        ((row, place) for row, slots in enumerate(packed) for place in range(len(slots))),
-        key=lambda at: len(packed[at[0]][at[1]]),
-    )
-    slot = packed[row][place]
-    half = len(slot) // 2
-    cut = slot.start + (half // alignment * alignment or half)
-    packed[row][place] = Slot(slot.piece, slot.start, cut)
-    return Slot(slot.piece, cut, slot.stop)
+def rows_needed(lengths: Sequence[int], capacity: int) -> int:
+    """Rows of at most `capacity` tokens in which `pack_evenly` has to cut none of the pieces."""
+    rooms: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        found = bisect_left(rooms, length)
+        room = rooms.pop(found) if found < len(rooms) else capacity
+        insort(rooms, room - length)
+    spare = -(-sum(lengths) * _SPARE // ((_SPARE - 1) * capacity))
+    return max(len(rooms), min(spare, len(lengths)))
 
 
-def _best_fit_decreasing(
-    lengths: Sequence[int], order: Sequence[int], rows: int, level: int
-) -> tuple[list[list[Slot]], list[int]]:
-    """Place pieces, longest first, each into the fullest row that stays within `level`; also those that fit in none."""
-    packed: list[list[Slot]] = [[] for _ in range(rows)]
-    rooms = [(level, row) for row in range(rows)]
-    waiting: list[int] = []
-    for piece in order:
-        found = bisect_left(rooms, (lengths[piece], 0))
-        if found == len(rooms):
-            waiting.append(piece)
-            continue
-        room, row = rooms.pop(found)
-        packed[row].append(Slot(piece, 0, lengths[piece]))
-        insort(rooms, (room - lengths[piece], row))
-    return packed, waiting
+class _Pieces:
+    """Lengths of the pieces, and the names that more than one of them has."""
+
+    def __init__(self, lengths: Sequence[int], names: Sequence[Hashable] = ()) -> None:
+        self.lengths = lengths
+        self.by_length = sorted(range(len(lengths)), key=lambda piece: -lengths[piece])
+        counts = Counter(names)
+        self.names = [
+            name if name is not None and counts[name] > 1 else None for name in names or [None] * len(lengths)
+        ]
+
+    def parted(self, rows: int) -> tuple[list[int], list[int]]:
+        """Pieces longer than the average of what is left, which get a row of their own, and the others."""
+        alone, left = 0, sum(self.lengths)
+        while alone < len(self.by_length) and self.lengths[self.by_length[alone]] * (rows - alone) > left:
+            left -= self.lengths[self.by_length[alone]]
+            alone += 1
+        return self.by_length[:alone], self.by_length[alone:]
+
+
+class _Filling:
+    """Rows that are filled to a level; `waiting`: pieces for which no row had room, or `apart`: none without a copy."""
+
+    def __init__(self, pieces: _Pieces, rows: int, level: int, apart: bool = False) -> None:
+        self._pieces, self._apart = pieces, apart
+        self.rows: list[list[int]] = [[] for _ in range(rows)]
+        self.waiting: list[int] = []
+        self._rooms = [(level, row) for row in range(rows)]
+        self._held: list[set[Hashable]] = [set() for _ in range(rows)]
+
+    def add(self, piece: int, emptiest: bool = False) -> bool:
+        """Place a piece into the fullest, or emptiest, row with room, if possible without a copy; False: it waits."""
+        length, name = self._pieces.lengths[piece], self._pieces.names[piece]
+        places = range(bisect_left(self._rooms, (length, 0)), len(self._rooms))
+        if emptiest:
+            places = places[::-1]
+        found = (at for at in places if name is None or name not in self._held[self._rooms[at][1]])
+        place = next(found, places[0] if places and not self._apart else None)
+        if place is None:
+            self.waiting.append(piece)
+            return False
+        room, row = self._rooms.pop(place)
+        self.rows[row].append(piece)
+        if name is not None:
+            self._held[row].add(name)
+        insort(self._rooms, (room - length, row))
+        return True
+
+
+def _fill_mixed(pieces: _Pieces, chosen: Sequence[int], rows: int, capacity: int) -> _Filling | None:
+    """Rows with all of the `chosen` pieces (longest first), whole and as mixed as they fit; None if they do not."""
+    total = sum(pieces.lengths[piece] for piece in chosen)
+    average = -(-total // rows)
+    # The lowest level at which all fit makes the rows even.
+    levels = sorted({average, *(average + (capacity - average >> shift) for shift in range(6))})
+    parted = [_parted_by_length(pieces.lengths, chosen, total // share) for share in _FILLERS]
+    aparts = (True, False) if any(name is not None for name in pieces.names) else (False,)
+    for apart, level, (spread, fillers) in itertools.product(aparts, levels, parted):
+        filling = _Filling(pieces, rows, level, apart)
+        if all(filling.add(piece, emptiest=True) for piece in spread) and all(map(filling.add, fillers)):
+            return filling
+    for level in levels:
+        filling = _fill_by_length(pieces, chosen, rows, level)
+        if not filling.waiting:
+            return filling
+    return None
+
+
+def _parted_by_length(
+    lengths: Sequence[int], chosen: Sequence[int], filler_tokens: int
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Pieces that are to be spread over the rows, and the shortest, `filler_tokens` of them or some more.
+
+    Those that are spread are sorted by length to a factor of two alone, and else as they come: by length to the token,
+    the pieces of a small corpus would share their rows with the same others in every epoch.
+    """
+    last = len(chosen)
+    while last and filler_tokens > 0:
+        last -= 1
+        filler_tokens -= lengths[chosen[last]]
+    return sorted(chosen[:last], key=lambda piece: (-lengths[piece].bit_length(), piece)), chosen[last:]
+
+
+def _fill_by_length(pieces: _Pieces, chosen: Sequence[int], rows: int, level: int) -> _Filling:
+    """Best fit, longest first: what fits most, but rows of pieces of about one length."""
+    filling = _Filling(pieces, rows, level)
+    for piece in chosen:
+        filling.add(piece)
+    return filling
 
 
 def _place_cut(
@@ -186,3 +221,20 @@ def _place_cut(
             packed[row].append(Slot(piece, start, start + taken))
             insort(rooms, (room - taken, row))
             start += taken
+
+
+def _fill_empty(packed: Sequence[list[Slot]], alignment: int, whole: Collection[int]) -> None:
+    """Give every empty row the last piece of the fullest row with several; without one, half of the longest piece."""
+    for slots in packed:
+        if slots:
+            continue
+        several = [row for row in packed if len(row) > 1]
+        if several:
+            slots.append(max(several, key=lambda row: sum(map(len, row))).pop())
+            continue
+        row = max((row for row in packed if row), key=lambda row: (row[0].piece not in whole, len(row[0])))
+        slot = row[0]
+        half = len(slot) // 2
+        cut = slot.start + (half // alignment * alignment or half)
+        row[0] = Slot(slot.piece, slot.start, cut)
+        slots.append(Slot(slot.piece, cut, slot.stop))

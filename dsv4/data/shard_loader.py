@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from bisect import bisect_right
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
@@ -11,13 +13,14 @@ import numpy as np
 
 from dsv4.data.augment import Augmenter, Rates
 from dsv4.data.order import MixtureOrder, PartOrder, Piece
-from dsv4.data.packing import Document, TokenBatch, pack_evenly, split_document
+from dsv4.data.packing import Document, TokenBatch, pack_evenly, rows_needed, split_document
 from dsv4.data.shards import ShardFolder
 from dsv4.data.stable_hash import stable_hash
 from dsv4.tokenizer import Tokenizer
 
-GROUP_ROWS = 128  # rows packed together
+GROUP_ROWS = 128  # most rows packed together
 _GROWTH = 32  # 1/32 of the room is for what `Rates` add
+_SPARE = 128  # without them 1/128 stays free: full rows would be of pieces of one length
 _LARGEST_ALIGNMENT = 128
 
 Tokens = tuple[np.ndarray, np.ndarray | None]  # ids, and the loss mask or None if every token is a target
@@ -50,15 +53,17 @@ class Part:
 
 @dataclass(frozen=True)
 class RowShape:
-    """Tokens per row, most tokens of a document in it (a longer one is cut), rows packed together.
+    """Tokens per row, most tokens of a document in it (a longer one is cut), most rows packed together.
 
-    Cuts are at multiples of `alignment`, the lengths of the compression windows, so that no window is cut.
+    Cuts are at multiples of `alignment`, the lengths of the compression windows, so that no window is cut. `whole`:
+    no document is cut but those that are longer, so that rows may be less full.
     """
 
     tokens: int
     document_tokens: int
     group_rows: int = GROUP_ROWS
     alignment: int = _LARGEST_ALIGNMENT
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if not 1 < self.document_tokens <= self.tokens:
@@ -66,19 +71,36 @@ class RowShape:
         if self.group_rows < 2 or self.alignment < 1:
             raise ValueError(f"{self.group_rows} rows per group, alignment {self.alignment}; allowed: 2 and 1 or more")
 
-    def piece_tokens(self, growing: bool) -> int:
-        """Most tokens of a piece cut from a longer document, with room to grow by changes of the text."""
-        room = self.document_tokens - (max(8, self.document_tokens // 64) if growing else 0)
-        return max(1, room // self.alignment * self.alignment or room)
+    def longest(self, growing: bool) -> int:
+        """Most tokens of a document that stays whole, with room to grow by changes of the text."""
+        return max(1, self.document_tokens - (max(8, self.document_tokens // 64) if growing else 0))
 
-    def group_tokens(self, growing: bool) -> int:
-        """Tokens drawn for a group: with a piece's overshoot and the growth they fit."""
-        room = self.group_rows * self.tokens
-        return room - self.piece_tokens(growing) - (room // _GROWTH if growing else 0)
+    def piece_tokens(self, growing: bool) -> int:
+        """Most tokens of a piece cut from a longer document."""
+        room = self.longest(growing)
+        return room // self.alignment * self.alignment or room
+
+    def group_tokens(self, rows: int, growing: bool) -> int:
+        """Tokens drawn for a group of so many rows: with a piece's overshoot and the growth they fit."""
+        room = rows * self.tokens
+        return room - self.longest(growing) - room // (_GROWTH if growing else _SPARE)
+
+    def rows(self, tokens: int, growing: bool) -> int:
+        """Rows that so many tokens fit into with their growth."""
+        return -(-tokens // (self.tokens - self.tokens // (_GROWTH if growing else _SPARE)))
+
+    def rows_within(self, tokens: float, growing: bool) -> int:
+        """Rows of a group of about `tokens`, but eight of the longest pieces: room for one more of these stays free."""
+        fewest = max(2, -(-8 * self.longest(growing) // self.tokens))
+        return min(self.group_rows, max(fewest, int(min(tokens / self.tokens, self.group_rows))))
 
 
 class MixtureLoader:
-    """Rows of a mixture of parts, packed in groups. A group's rows are a function of (seed, group) alone."""
+    """Rows of a mixture of parts, packed in groups. A group's rows are a function of (seed, group) alone.
+
+    Shards alone, without other parts, are packed epoch by epoch. In a mixture a group is no more than the shortest
+    epoch of a part, if that is some rows.
+    """
 
     def __init__(
         self,
@@ -90,43 +112,86 @@ class MixtureLoader:
         generated: DocumentSource | None = None,
     ) -> None:
         rates = rates or Rates()
+        growing = bool(rates)
         self._seed, self.shape = seed, shape
         self._stored = [part for part in parts if part.folders is not None]
         self._generated = generated
-        total = sum(part.weight for part in parts)
         if not parts or (generated is None) != (len(self._stored) == len(parts)) or len(parts) - len(self._stored) > 1:
             raise ValueError("a mixture has parts, and at most one of generated documents, with their source")
+        if shape.whole and growing:
+            raise ValueError(f"whole documents, and {rates}, by which they would grow; allowed: without changes")
         self._augment = Augmenter(tokenizer, rates) if rates else None
-        limit, group_tokens = shape.piece_tokens(bool(rates)), shape.group_tokens(bool(rates))
-        stored_share = sum(part.weight for part in self._stored) / total
-        self._generated_tokens = round(group_tokens * (1 - stored_share)) if generated else 0
-        self._order = None
-        if self._stored:
-            orders = [
-                PartOrder(number, part.name, part.folders or (), limit, seed)
-                for number, part in enumerate(self._stored)
-            ]
-            weights = [part.weight for part in self._stored]
-            self._order = MixtureOrder(orders, weights, group_tokens - self._generated_tokens)
+        orders = [
+            PartOrder(number, part.name, part.folders or (), shape.longest(growing), shape.piece_tokens(growing), seed)
+            for number, part in enumerate(self._stored)
+        ]
+        self._order: MixtureOrder | None = None
+        self._generated_tokens = self._epoch_groups = 0
+        if len(orders) == len(parts) == 1:
+            self._group_by_epochs(orders[0], growing)
+        else:
+            self._group_by_shares(orders, sum(part.weight for part in parts), growing)
+        self._firsts = [0]  # of whole documents: rows before each group, as far as they were asked for
+
+    def _group_by_epochs(self, part: PartOrder, growing: bool) -> None:
+        """Groups of one part, each within an epoch."""
+        longest = self.shape.longest(growing)
+        groups = -(-part.tokens // self.shape.group_tokens(self.shape.group_rows, growing))
+        self._epoch_groups = groups = min(groups, max(1, part.tokens // longest))  # no group without a piece
+        self._order = MixtureOrder([part], [1.0], part.tokens, groups)
+        self.group_rows = self.shape.rows(-(-part.tokens // groups) + (longest if groups > 1 else 0), growing)
+
+    def _group_by_shares(self, orders: Sequence[PartOrder], total: float, growing: bool) -> None:
+        """Groups of a mixture whose weights have the sum `total`."""
+        weights = [part.weight for part in self._stored]
+        epochs = [order.tokens * total / weight for order, weight in zip(orders, weights, strict=True)]
+        self.group_rows = self.shape.rows_within(min(epochs, default=math.inf), growing)
+        tokens = self.shape.group_tokens(self.group_rows, growing)
+        if self._generated is not None:
+            self._generated_tokens = round(tokens * (1 - sum(weights) / total))
+        if orders:
+            self._order = MixtureOrder(orders, weights, tokens - self._generated_tokens)
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """Group of a row by its number, and its place in the group."""
+        if not self.shape.whole:
+            return divmod(row, self.group_rows)
+        while self._firsts[-1] <= row:
+            self._firsts.append(self._firsts[-1] + self._rows_of(len(self._firsts) - 1))
+        group = bisect_right(self._firsts, row) - 1
+        return group, row - self._firsts[group]
+
+    def epoch_rows(self, epochs: int) -> int:
+        """Rows of the first epochs. ValueError for a mixture, whose parts have epochs of different lengths."""
+        if not self._epoch_groups:
+            raise ValueError("epochs of a mixture; allowed: of one part of shards")
+        return sum(map(self._rows_of, range(epochs * self._epoch_groups)))
+
+    def _rows_of(self, number: int) -> int:
+        """Rows of a group: as many as hold the shards' documents whole, if they have to be."""
+        if not self.shape.whole or self._order is None:
+            return self.group_rows
+        lengths, tokens = self._order.lengths(number), self.shape.tokens
+        return max(rows_needed(lengths, tokens), -(-(sum(lengths) + self._generated_tokens) // tokens))
 
     def group(self, number: int) -> list[list[Tokens]]:
         """Rows of a group, each a list of documents; every row has at least one."""
-        pieces = [*self._stored_pieces(number), *self._generated_pieces(number)]
-        slots = pack_evenly(
-            [len(ids) for ids, _ in pieces], self.shape.group_rows, self.shape.tokens, self.shape.alignment
-        )
-        rows = [[_cut(pieces[slot.piece], slot.start, slot.stop) for slot in row] for row in slots]
+        rows, shape = self._rows_of(number), self.shape
+        stored = list(self._order.group(number)) if self._order is not None else []
+        pieces = [*self._read_all(stored, rows), *self._generated_pieces(number)]
+        names: list[Hashable] = [(piece.part, piece.folder, piece.document, piece.start) for piece in stored]
+        names += [None] * (len(pieces) - len(stored))
+        lengths, whole = [len(ids) for ids, _ in pieces], range(len(stored) if shape.whole else 0)
+        slots = pack_evenly(lengths, rows, shape.tokens, shape.alignment, names, whole)
+        filled = [[_cut(pieces[slot.piece], slot.start, slot.stop) for slot in row] for row in slots]
         # The first rows have the longest pieces.
-        order = sorted(range(len(rows)), key=lambda row: stable_hash("row", self._seed, number, row))
-        return [rows[row] for row in order]
+        order = sorted(range(rows), key=lambda row: stable_hash("row", self._seed, number, row))
+        return [filled[row] for row in order]
 
-    def _stored_pieces(self, number: int) -> Iterator[Tokens]:
-        if self._order is None:
-            return
-        pieces = list(self._order.group(number))
+    def _read_all(self, stored: Sequence[Piece], rows: int) -> Iterator[Tokens]:
         shape = self.shape
-        room = shape.group_rows * shape.tokens - self._generated_tokens - sum(map(len, pieces))
-        for piece in pieces:
+        room = rows * shape.tokens - self._generated_tokens - sum(map(len, stored))
+        for piece in stored:
             ids, mask = self._read(piece)
             if self._augment is not None and mask is None:
                 changed = self._augment.apply(ids, piece.draw, min(shape.document_tokens, len(ids) + room))

@@ -2,7 +2,7 @@
 
 Without tools a thinking model sees earlier turns without their thinking, so each assistant turn is a sample of its own;
 with tools it keeps all thinking, and without thinking there is none to drop: then a conversation is one sample with
-loss on every assistant turn (report, Interleaved Thinking).
+loss on every assistant turn (report, Interleaved Thinking). All samples of a conversation have its mode.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from dsv4.data.encoding import Encoded, RecordEncoder, has_reasoning
+from dsv4.data.encoding import THINKS, Encoded, RecordEncoder, has_reasoning
 from dsv4.data.records import Entry, Record, RecordError, Source
 from dsv4.tokenizer.prompts import PromptEncoder
 
@@ -42,7 +42,7 @@ def split_turns(record: dict[str, Any]) -> list[dict[str, Any]]:
     thinks = any(has_reasoning(messages[place]) for place in answers)
     tools = bool(record.get("tools")) and record.get("tool_choice") != "none"  # as the prompt has them
     ends = answers if thinks and not tools else answers[-1:]
-    return [record | {"messages": messages[: end + 1]} for end in ends]
+    return [record | {"messages": messages[: end + 1], THINKS: thinks} for end in ends]
 
 
 def read_samples(
@@ -114,7 +114,7 @@ class TurnSource:
         return self.source.size
 
     def digest(self) -> str:
-        return f"{self.source.digest()} in samples of at most {self.max_tokens} tokens"
+        return f"{self.source.digest()} in samples of at most {self.max_tokens} tokens, each in its conversation's mode"
 
     def records(self, start: int = 0) -> Iterator[Record]:
         return (sample.record for sample in self._samples(start))

@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 
 from dsv4.data.shards import ShardFolder, hash_file
-from dsv4.training.pretrain_recipe import PretrainRecipe, StageSection
+from dsv4.training.pretrain_recipe import PretrainRecipe
+from dsv4.training.stage_section import StageSection
 
 SHARDS = "shards"  # a run's own, made of its text
 

@@ -49,10 +49,12 @@ class MixtureSource:
 
     def batch(self, step: int, /) -> TokenBatch:
         """Batch number `step`, independent of earlier calls."""
+        loader = self.open()
         if self._ahead is None:
-            self.open()
-            self._ahead = Prefetch(self, self.workers)
-        group, place = divmod(step, self.shape.group_rows)
+            # Ranks ask for small groups at unequal distances, at each of which the processes would be started again.
+            few = loader.group_rows < self.shape.group_rows // 2
+            self._ahead = Prefetch(self, 0 if few else self.workers)
+        group, place = loader.locate(step)
         return make_batch(self._ahead.group(group)[place])
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from multiprocessing import active_children
 from pathlib import Path
 from random import Random
@@ -62,7 +63,7 @@ def source(tokenizer_folder: Path, paths: tuple[Path, ...], workers: int = 0, **
 
 def test_every_piece_comes_once_per_epoch_in_another_order(paths: tuple[Path, Path]) -> None:
     folder = ShardFolder(paths[1])
-    order = PartOrder(0, "long", [folder, folder], 128, seed=1)
+    order = PartOrder(0, "long", [folder, folder], 128, 128, seed=1)
     assert order.tokens == 2 * folder.lengths.sum()
     epochs = [[order.piece(n) for n in range(e * order.pieces, (e + 1) * order.pieces)] for e in range(2)]
     keys = [[(p.folder, p.document, p.start, p.stop) for p in epoch] for epoch in epochs]
@@ -78,7 +79,7 @@ def test_every_piece_comes_once_per_epoch_in_another_order(paths: tuple[Path, Pa
 
 
 def test_groups_follow_each_other_and_parts_have_their_shares(paths: tuple[Path, Path]) -> None:
-    parts = [PartOrder(n, str(n), [ShardFolder(path)], 128, 1) for n, path in enumerate(paths)]
+    parts = [PartOrder(n, str(n), [ShardFolder(path)], 128, 128, 1) for n, path in enumerate(paths)]
     order = MixtureOrder(parts, [3.0, 1.0], 1000)
     counts, tokens = [0, 0], [0, 0]
     for group in range(60):
@@ -92,6 +93,9 @@ def test_groups_follow_each_other_and_parts_have_their_shares(paths: tuple[Path,
     assert list(MixtureOrder(parts, [3.0, 1.0], 1000).group(41)) == list(order.group(41))
     with pytest.raises(ValueError, match="more than 0"):
         MixtureOrder(parts, [1.0, 0.0], 10)
+    with pytest.raises(ValueError, match="groups of an epoch of 2 parts"):
+        MixtureOrder(parts, [3.0, 1.0], 1000, 2)
+    assert order.lengths(41) == [len(piece) for piece in order.group(41)]
 
 
 def test_rows_are_full_and_keep_documents_whole(
@@ -215,7 +219,152 @@ def test_long_documents_are_cut_at_compression_windows(
     pieces = [ids for group in range(5) for row in loader.group(group) for ids, _ in row]
     eos = tokenizer.special_id(EOS)
     uncut = [len(ids) for ids in pieces if ids[-1] != eos]
-    assert uncut and all(length % 16 == 0 for length in uncut) and max(map(len, pieces)) == 96
+    assert uncut and all(length % 16 == 0 for length in uncut) and max(map(len, pieces)) <= 100
+
+
+def written(tmp_path: Path, tokenizer_folder: Path, texts: list[str]) -> Path:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    ShardWriter(find_sources([str(tmp_path / "a.jsonl")]), tokenizer_folder, tmp_path / "shards").run()
+    return tmp_path / "shards"
+
+
+def alone(path: Path, tokenizer: Tokenizer, shape: RowShape, **more: object) -> MixtureLoader:
+    return MixtureLoader([Part("a", 1.0, (ShardFolder(path),))], tokenizer, 3, shape, **more)  # pyright: ignore[reportArgumentType]
+
+
+def read_rows(loader: MixtureLoader, rows: range) -> list[list[bytes]]:
+    """Documents of the rows."""
+    groups = {number: loader.group(number) for number, _ in map(loader.locate, rows)}
+    return [[ids.tobytes() for ids, _ in groups[number][place]] for number, place in map(loader.locate, rows)]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(("documents", "words"), [(5, 8), (200, 8), (40, 60), (700, 8)])
+def test_each_document_comes_once_in_every_epoch(
+    tmp_path: Path, tokenizer_folder: Path, tokenizer: Tokenizer, whole: bool, documents: int, words: int
+) -> None:
+    """Also where an epoch is less than a group, or a row."""
+    path = shards(tmp_path, tokenizer_folder, "texts", documents, words)
+    shape = RowShape(tokens=512, document_tokens=256, group_rows=8, alignment=16, whole=whole)
+    loader = alone(path, tokenizer, shape)
+    tokens = int(ShardFolder(path).lengths.sum())
+    ends = [loader.epoch_rows(epochs) for epochs in range(4)]
+    assert ends[0] == 0 and tokens <= 512 * ends[1] < 1.2 * tokens + 2 * 512
+    known = Counter(ids.tobytes() for ids, _ in map(ShardFolder(path).document, range(documents)))
+    epochs = [read_rows(loader, range(start, stop)) for start, stop in pairwise(ends)]
+    for rows in epochs:
+        found = Counter(document for row in rows for document in row)
+        assert all(row for row in rows) and all(sum(map(len, row)) <= 2 * 512 for row in rows)
+        if whole:
+            assert found == known
+        else:
+            assert sum(map(len, found.elements())) == 2 * tokens and len(known - found) <= 0.02 * documents
+    assert epochs[0] != epochs[1] or documents == 5
+
+
+def test_groups_of_a_mixture_are_within_an_epoch_of_each_part(paths: tuple[Path, Path], tokenizer: Tokenizer) -> None:
+    """And the weights hold: a small part comes often, but not many times at once."""
+    shape = RowShape(tokens=256, document_tokens=128, group_rows=200, alignment=16)
+    parts = [
+        Part(str(n), weight, (ShardFolder(path),))
+        for n, (path, weight) in enumerate(zip(paths, (3.0, 1.0), strict=True))
+    ]
+    loader = MixtureLoader(parts, tokenizer, 1, shape)
+    tokens = [int(ShardFolder(path).lengths.sum()) for path in paths]
+    assert 8 <= loader.group_rows <= tokens[0] / 0.75 / 256 < 200
+    known = {ids.tobytes() for n in range(300) for ids, _ in [ShardFolder(paths[0]).document(n)]}
+    seen = [
+        Counter(read for row in loader.group(number) for ids, _ in row for read in [ids.tobytes()])
+        for number in range(12)
+    ]
+    short = [Counter({read: n for read, n in group.items() if read in known}) for group in seen]
+    assert max(n for group in short for n in group.values()) <= 2  # a group may begin in one epoch and end in the next
+    total = sum(len(read) * n for group in seen for read, n in group.items())
+    assert 0.7 < sum(len(read) * n for group in short for read, n in group.items()) / total < 0.8
+
+
+def test_copies_of_a_document_are_in_different_rows(
+    tmp_path: Path, paths: tuple[Path, Path], tokenizer_folder: Path, tokenizer: Tokenizer
+) -> None:
+    """Five documents with half of the tokens are many times in a group."""
+    few = shards(tmp_path, tokenizer_folder, "few", 5, 20)
+    parts = [Part("few", 1.0, (ShardFolder(few),)), Part("short", 1.0, (ShardFolder(paths[0]),))]
+    loader = MixtureLoader(parts, tokenizer, 1, SHAPE)
+    assert loader.group_rows == 4
+    for number in range(6):
+        rows = [[ids.tobytes() for ids, _ in row] for row in loader.group(number)]
+        copies = Counter(document for row in rows for document in row)
+        for row in rows:
+            assert all(n == 1 or copies[document] > len(rows) for document, n in Counter(row).items())
+
+
+def conversations(tmp_path: Path, tokenizer_folder: Path, lengths: list[int]) -> Path:
+    """Shards of texts with so many tokens."""
+    word = Tokenizer.from_pretrained(tokenizer_folder).encode(" the")
+    assert len(word) == 1
+    return written(tmp_path, tokenizer_folder, [" the" * (length - 2) for length in lengths])
+
+
+@pytest.mark.parametrize(("longest", "tokens"), [(1000, 1000), (650, 1024), (1000, 2048)])
+def test_whole_documents_are_never_cut(
+    tmp_path: Path, tokenizer_folder: Path, tokenizer: Tokenizer, longest: int, tokens: int
+) -> None:
+    """Samples of up to the limit to the token, and those of which no two fit into a row."""
+    random = Random(4)
+    lengths = [longest, *(random.randint(longest // 2 + 40, longest) for _ in range(60))]
+    path = conversations(tmp_path, tokenizer_folder, lengths)
+    loader = alone(path, tokenizer, RowShape(tokens, longest, 16, 128, whole=True))
+    for epochs in (1, 2):
+        rows = read_rows(loader, range(loader.epoch_rows(epochs)))
+        assert sorted(len(document) // 2 for row in rows for document in row) == sorted(lengths * epochs)
+    cut = alone(path, tokenizer, RowShape(tokens, longest, 16, 128))
+    assert len([1 for row in read_rows(cut, range(cut.epoch_rows(1))) for _ in row]) > len(lengths)
+
+
+def test_longer_documents_are_cut_beside_whole_ones(
+    tmp_path: Path, tokenizer_folder: Path, tokenizer: Tokenizer
+) -> None:
+    path = conversations(tmp_path, tokenizer_folder, [100, 90, 250])
+    loader = alone(path, tokenizer, RowShape(128, 100, 4, 16, whole=True))
+    found = [len(document) // 2 for row in read_rows(loader, range(loader.epoch_rows(1))) for document in row]
+    assert sorted(found) == [58, 90, 96, 96, 100]
+
+
+def test_rows_of_whole_documents_are_a_function_of_their_number(
+    paths: tuple[Path, Path], tokenizer_folder: Path
+) -> None:
+    def make(workers: int = 0) -> MixtureSource:
+        parts = (PartPaths("long", (paths[1],)),)
+        return MixtureSource(tokenizer_folder, parts, 7, RowShape(256, 128, 8, 16, whole=True), workers=workers)
+
+    straight = make()
+    batches = [straight.batch(n) for n in range(120)]
+    assert straight.open().epoch_rows(1) < 60
+    assert [make().batch(n) for n in (0, 1, 57, 119)] == [batches[n] for n in (0, 1, 57, 119)]
+    ahead = make(workers=1)
+    assert [ahead.batch(n) for n in range(50, 80)] == batches[50:80]
+
+
+def test_small_groups_are_made_without_processes(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """Ranks whose steps have several of them ask for them at unequal distances: each time others would be started."""
+    path = shards(tmp_path, tokenizer_folder, "few", 5, 20)
+    small = MixtureSource(tokenizer_folder, (PartPaths("few", (path,)),), 7, SHAPE, workers=1)
+    before = set(active_children())
+    assert [small.batch(number).tokens > 0 for number in (0, 5, 6, 19)] == [True] * 4
+    assert set(active_children()) == before
+
+
+def test_generated_documents_go_with_whole_ones(paths: tuple[Path, Path], tokenizer: Tokenizer) -> None:
+    shape = RowShape(tokens=256, document_tokens=128, group_rows=8, alignment=16, whole=True)
+    parts = [Part("short", 1.0, (ShardFolder(paths[0]),)), Part("made", 1.0, None)]
+    loader = MixtureLoader(parts, tokenizer, 1, shape, generated=Numbers())
+    rows = [row for group in range(6) for row in loader.group(group)]
+    assert all(0 < sum(len(ids) for ids, _ in row) <= 256 for row in rows)
+    known = {ids.tobytes() for n in range(300) for ids, _ in [ShardFolder(paths[0]).document(n)]}
+    assert all(ids.tobytes() in known for row in rows for ids, mask in row if mask is None)
+    with pytest.raises(ValueError, match="epochs of a mixture"):
+        loader.epoch_rows(1)
+    assert loader.locate(len(rows)) == (6, 0)
 
 
 class Numbers:
@@ -243,6 +392,9 @@ def refused() -> Iterator[tuple[str, object]]:
     yield "1 rows per group", lambda: RowShape(256, 256, 1)
     yield "loss is 'some'", lambda: Part("a", 1.0, None, "some")
     yield "a: weight 0", lambda: Part("a", 0.0, None)
+    yield "whole documents, and Rates.* would grow", lambda: MixtureLoader(
+        [Part("made", 1.0, None)], None, 1, RowShape(64, 64, whole=True), Rates(0.1), Numbers()  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("message", "make"), refused())

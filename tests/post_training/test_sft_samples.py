@@ -13,8 +13,10 @@ from rich.console import Console
 
 from dsv4.config import nano_path
 from dsv4.data.records import MESSAGES, find_sources
+from dsv4.data.shards import ShardFolder
+from dsv4.data.tokenizing import ShardWriter
 from dsv4.post_training.sft_preview import SPECIAL, TRAINED, colored, listed, marked, show_samples
-from dsv4.post_training.sft_samples import Refusal, Sample, read_samples
+from dsv4.post_training.sft_samples import Refusal, Sample, TurnSource, read_samples
 from dsv4.tokenizer.prompts import PromptEncoder
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -55,6 +57,27 @@ def test_a_thinking_conversation_without_tools_is_a_sample_per_turn(tmp_path: Pa
     assert "two and two</think>4" in trained(second, prompts)
     whole = prompts.tokenizer.decode(second.encoded.ids.tolist())
     assert "greet" not in whole and "Hello" in whole and "Hello" not in trained(second, prompts)
+
+
+def test_a_turn_without_reasoning_has_empty_thinking_in_a_conversation_with_some(
+    tmp_path: Path, prompts: PromptEncoder
+) -> None:
+    """Its sample shows no later turn, whose reasoning makes the conversation one with thinking."""
+    messages = [user("Hi"), assistant("Hello"), user("2+2?"), assistant("4", "two and two")]
+    talk = {"messages": messages, "reasoning_effort": "max"}
+    first, second = read(tmp_path, prompts, talk)
+    plain, *_ = read(tmp_path, prompts, {"messages": messages[:2], "reasoning_effort": "max"})
+    assert isinstance(first, Sample) and isinstance(second, Sample) and isinstance(plain, Sample)
+    assert trained(first, prompts).startswith("</think>Hello")
+    assert trained(plain, prompts).startswith("Hello")
+    texts = [prompts.tokenizer.decode(sample.encoded.ids.tolist()) for sample in (first, second, plain)]
+    assert texts[0].partition("Hi")[0] == texts[1].partition("Hi")[0]  # the instruction of the effort
+    assert len(texts[0].partition("Hi")[0]) > len(texts[2].partition("Hi")[0])
+    source = TurnSource(find_sources([str(tmp_path / "talks.jsonl")])[0], prompts, 100_000)
+    (tmp_path / "talks.jsonl").write_text(json.dumps(talk))
+    ShardWriter([source], nano_path(), tmp_path / "shards").run()
+    written = [ShardFolder(tmp_path / "shards").document(number)[0].tolist() for number in range(2)]
+    assert written == [first.encoded.ids.tolist(), second.encoded.ids.tolist()]
 
 
 def test_a_trajectory_with_tools_is_one_sample_that_keeps_its_thinking(tmp_path: Path, prompts: PromptEncoder) -> None:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+from rich.console import Console
 
 from dsv4.checkpoint.atomic import sole_writer
-from dsv4.config import nano_path
+from dsv4.config import ModelConfig, nano_path
 from dsv4.data.shards import ShardFolder
 from dsv4.engine import LLM, SamplingParams
 from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.training.export import export_model
 from dsv4.training.plan import CALIBRATION_STEPS
+from dsv4.training.pretrain_recipe import PretrainRecipe
+from dsv4.training.sources import MixtureSource
 from recipes import pretrain, sft
 from tests.data.test_records import native_rows
 from tests.post_training.small_policy import small_policy
@@ -68,6 +74,52 @@ def test_the_printed_config_makes_no_run(
     assert not run.exists()
     recipe = tomllib.loads(capsys.readouterr().out)
     assert recipe["data"]["shards"] == [str(run / "samples")] and recipe["stages"][0]["name"] == "sft"
+
+
+def make_run(words: list[str], run: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PretrainRecipe, MixtureSource]:
+    """The run of a command, up to its first step."""
+    monkeypatch.setattr(pretrain, "_train", lambda options, rank: given.append(options) or 0)
+    given: list[argparse.Namespace] = []
+    assert sft.main([*words, "--run-dir", str(run)]) == 0
+    recipe = pretrain.new_run(pretrain.given_recipe(given[0].recipe), run, Console(quiet=True))
+    return recipe, pretrain.make_source(recipe, 0, run, ModelConfig.from_pretrained(run), 0)
+
+
+@pytest.mark.parametrize("count", [9, 150])
+def test_each_sample_comes_whole_and_once_in_each_epoch(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Whether they fill less than a group of rows or more; in rows in which no two may have room."""
+    random, path = Random(count), tmp_path / "talks.jsonl"
+    talks = [
+        [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": "the " * random.randint(60, 135)}]
+        for n in range(count)
+    ]
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in talks))
+    keys = ["--max-tokens", "150", "--epochs", "2", "stages.0.row_tokens=200", "data.group_rows=8"]
+    recipe, source = make_run([str(folder), str(path), *keys], tmp_path / "run", monkeypatch)
+    assert recipe.data.whole_documents
+    shards = ShardFolder(tmp_path / "run" / "samples")
+    known = Counter(tuple(shards.document(number)[0].tolist()) for number in range(count))
+    assert max(map(len, known)) > 128 or count == 9  # longer than a multiple of the compression windows
+    steps = recipe.stages[0].num_steps(1)
+    first = source.open().epoch_rows(1)
+    assert source.open().epoch_rows(2) == steps
+    for rows in (range(first), range(first, steps)):
+        assert Counter(tuple(ids) for number in rows for ids in source.batch(number).documents) == known
+
+
+def test_beside_other_data_the_run_has_the_tokens_of_its_epochs(
+    folder: Path, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [str(folder), str(talks), "--epochs", "50", "data.tasks=1", "--max-tokens", "512"]
+    recipe, _ = make_run(words, tmp_path / "run", monkeypatch)
+    assert recipe.stages[0].tokens == 50 * ShardFolder(tmp_path / "run" / "samples").index.counts.tokens
+    with pytest.raises(SystemExit, match="stages.0.sequence is 64, at which samples of up to 512 tokens would be cut"):
+        sft.main([*words, "stages.0.sequence=64", "--run-dir", str(tmp_path / "other")])
+    with pytest.raises(SystemExit, match="whole_documents with fill_in_middle 0.5"):
+        sft.main([*words, "data.fill_in_middle=0.5", "--run-dir", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
 
 
 def test_it_trains_resumes_and_is_served(
