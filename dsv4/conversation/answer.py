@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import deepseek_recipe as recipe
 
 from dsv4.conversation.call_ids import Chunk, begun_calls
 from dsv4.conversation.tool_markup import Text, Token, ToolMarkup
+from dsv4.conversation.tool_tags import BLOCK
 from dsv4.conversation.turn import Turn
 from dsv4.conversation.turn_recorder import TurnRecorder
 from dsv4.conversation.vocabulary import Vocabulary
-from dsv4.engine.outputs import Alternatives, Timings, TokenEvent
+from dsv4.engine.outputs import Alternatives, FinishReason, Timings, TokenEvent
+from dsv4.tokenizer.special import END_THINK
 
 Generator = recipe.ChatCompletionChunkGenerator | recipe.MessagesChunkGenerator | recipe.ResponsesChunkGenerator
 
@@ -26,13 +30,18 @@ class Answer:
         self._prompt_tokens = len(turn.prompt_token_ids)
         self._vocabulary = vocabulary
         parsing = turn.parsing
-        calls = turn.tools if parsing.parse_tool_calls else None
-        in_block = parsing.starts_in_tool_calls
-        self._markup = ToolMarkup(calls, in_block, thinks(parsing))
+        self._markup = _markup(turn, vocabulary)
         self._decoder = vocabulary.tokenizer.decode_stream()
         self._processor = recipe.StreamProcessor(generator, _outside(parsing), vocabulary.parser_tokenizer)
         self._started = False
         self._recorder = recorder
+        self._num_calls = 0  # that the recorder has
+        self._reasons = thinks(parsing)
+        self._ends_of_reasoning = {vocabulary.marks.thinking_ends}  # tokens
+        if parsing.parse_tool_calls:
+            self._ends_of_reasoning.add(vocabulary.marks.tag)
+        self._num_read = self._num_parsed = 0  # tokens; some are held back before they are parsed
+        self.num_reasoning_tokens = 0  # sampled before the end of the reasoning
         self.timings: Timings | None = None  # of the latest event
 
     @property
@@ -40,21 +49,13 @@ class Answer:
         """True if the answer is complete: a stop string or the end of a tool block may end it before the tokens end."""
         return self._processor.finished
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far; at the end those of the usage, without what was held back behind a stop string."""
+        return self._num_parsed if self.finished else self._num_read
+
     def push(self, event: TokenEvent) -> list[Chunk]:
         """Chunks that follow from the event's tokens; the first event adds the opening chunks."""
-        num_calls = len(self._markup.calls)
-        chunks = self._read(event)
-        if self._recorder is not None:
-            calls = self._markup.calls
-            if len(calls) > num_calls:
-                self._recorder.add_call_ids(begun_calls(chunks))
-            if self.finished:
-                if event.finish_reason in ("stop", "length") or (calls and event.finish_reason is None):
-                    self._recorder.keep(calls, cut=event.finish_reason == "length")
-                self._recorder = None
-        return chunks
-
-    def _read(self, event: TokenEvent) -> list[Chunk]:
         chunks: list[Chunk] = []
         self.timings = event.timings
         if not self._started:
@@ -62,41 +63,87 @@ class Answer:
             usage = recipe.PromptUsage(prompt_tokens=self._prompt_tokens, prompt_cache_hit_tokens=event.cached_tokens)
             chunks += self._processor.push(recipe.InferenceChunk.ready(prompt_usage=usage))
         for i, token_id in enumerate(event.token_ids):
-            if self.finished:
-                return chunks
-            if self._recorder is not None:
-                self._recorder.add_token(token_id)
-            if self._vocabulary.is_hidden(token_id):
-                # Counted in the usage, never shown. The parser may return an empty delta, which is not sent.
-                self._processor.push(recipe.InferenceChunk.text("", 1))
-            else:
-                token = Token(token_id, self._decoder.push(token_id), _logprobs(event, i))
-                chunks += self._parse(self._markup.push(token))
-        if event.finish_reason is not None and not self.finished:
-            truncated = event.finish_reason == "length"
-            chunks += self._parse(self._markup.finish(truncated))
-            reasons = recipe.InferenceFinishReason
-            if not self.finished:
-                chunks += self._processor.push(
-                    recipe.InferenceChunk.finish(reasons.Length if truncated else reasons.Stop)
-                )
-            if not self.finished:
-                chunks += self._processor.finish()
+            if self.finished or self._markup.complete:  # later tokens of the step are not the client's
+                break
+            chunks += self._read(token_id, _logprobs(event, i))
+        if self._markup.complete:
+            chunks += self._end("stop")
+        elif event.finish_reason is not None and not self.finished:
+            chunks += self._parse(self._markup.finish(event.finish_reason == "length"))
+            chunks += self._end(event.finish_reason)
+        if self.finished:
+            self._recorder = None
         return chunks
+
+    def _read(self, token_id: int, logprobs: tuple[float, Alternatives] | None) -> list[Chunk]:
+        self._num_read += 1
+        if self._recorder is not None:
+            self._recorder.add_token(token_id)
+        if not self._vocabulary.is_hidden(token_id):
+            return self._parse(self._markup.push(Token(token_id, self._decoder.push(token_id), logprobs)))
+        # Counted in the usage, never shown. The parser may return an empty delta, which is not sent.
+        self._processor.push(recipe.InferenceChunk.text("", 1))
+        self._num_parsed += 1
+        return []
 
     def _parse(self, items: list[Token | Text]) -> list[Chunk]:
         chunks: list[Chunk] = []
-        for item in items:
-            if self.finished:  # by a stop string, or by the end of the tool calls
+        num_reasoning = self._num_reasoning(items)
+        for place, item in enumerate(items):
+            if self.finished:  # by a stop string
                 break
+            num_tokens = item.num_tokens if isinstance(item, Text) else 1
+            self._num_parsed += num_tokens
+            self.num_reasoning_tokens += num_tokens if place < num_reasoning else 0
             if self._recorder is not None:
-                self._recorder.add_text(item.text)
+                self._recorder.add_item(item)
             if isinstance(item, Text):
                 chunks += self._processor.push(recipe.InferenceChunk.text(item.text, item.num_tokens))
             else:
                 logprobs = None if item.logprobs is None else [item.logprobs]
                 chunks += self._processor.push(recipe.InferenceChunk.tokens([item.token_id], logprobs))
+        num_calls = len(self._markup.calls) + self._markup.cut_call
+        if self._recorder is not None and num_calls > self._num_calls:
+            self._num_calls = num_calls
+            self._recorder.add_call_ids(begun_calls(chunks))
         return chunks
+
+    def _num_reasoning(self, items: list[Token | Text]) -> int:
+        """Number of items before the end of the reasoning: the token that says so, or a tag of calls."""
+        if not self._reasons:
+            return 0
+        for place, item in enumerate(items):
+            if isinstance(item, Text):
+                self._reasons = not (END_THINK in item.text or BLOCK in item.text)
+            else:
+                self._reasons = item.token_id not in self._ends_of_reasoning
+            if not self._reasons:
+                return place - (place > 0 and items[place - 1].text == "<")  # with which the tag begins
+        return len(items)
+
+    def _end(self, reason: FinishReason) -> list[Chunk]:
+        """Ends the answer, unless a stop string has, with the last chunks; an ended turn is kept."""
+        if self.finished:
+            return []
+        cut, reasons = reason == "length", recipe.InferenceFinishReason
+        chunks = list(self._processor.push(recipe.InferenceChunk.finish(reasons.Length if cut else reasons.Stop)))
+        if not self.finished:
+            chunks += self._processor.finish()
+        if self._recorder is not None and reason != "abort":
+            self._recorder.keep(self._markup, cut=cut)
+        return chunks
+
+
+def _markup(turn: Turn, vocabulary: Vocabulary) -> ToolMarkup:
+    """Reader of the markup in a turn's answer."""
+    parsing, params, marks = turn.parsing, turn.params, vocabulary.marks
+    tools = turn.tools if parsing.parse_tool_calls else None
+    has_form = params.json_object or params.json_schema is not None or params.regex is not None
+    if tools is None and has_form:  # what looks like a tag is part of the text
+        marks = replace(marks, tag=None)
+    elif marks.tag is None:  # a tokenizer without the mark
+        marks = None
+    return ToolMarkup(tools, parsing.starts_in_tool_calls, thinks(parsing), marks)
 
 
 def thinks(options: recipe.ParsingOptions) -> bool:

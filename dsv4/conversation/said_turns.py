@@ -31,7 +31,7 @@ class SaidTurn:
     """One turn of the model.
 
     `token_ids`: after the mark that begins reasoning or text, without the end of the turn. `thinking`: the mark began
-    reasoning.
+    reasoning. `calls`: whole ones; the last of `call_ids` may be of one that is not.
     """
 
     token_ids: array[int]
@@ -47,6 +47,8 @@ class SaidTurn:
     def is_said_in(self, message: recipe.Message) -> bool:
         """True if a client's message is this turn, unchanged but for white space, JSON's form, lost reasoning."""
         if not self.has_calls_of(message) or message.content.strip() != self.content.strip():
+            return False
+        if len(self.calls) != len(self.call_ids):  # it ends in the middle of a call
             return False
         if message.reasoning_content and message.reasoning_content.strip() != self.reasoning.strip():
             return False

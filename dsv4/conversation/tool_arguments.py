@@ -32,10 +32,15 @@ class Value:
 
 def read_value(text: str, is_string: str | None, schema: object) -> Value:
     """Argument of the type that its markup declares, else the schema; text that is not JSON is a string."""
-    kind = cast(Schema, schema).get("type") if isinstance(schema, Mapping) else None
-    if is_string == "true" or (is_string != "false" and kind == "string"):
+    if is_text(is_string, schema):
         return Value(text, True)
     return Value(_whole_characters(text), False) if _is_json(text) else Value(text, True)
+
+
+def is_text(is_string: str | None, schema: object) -> bool:
+    """True for an argument that is a string whatever its text: its markup says so, else the schema."""
+    kind = cast(Schema, schema).get("type") if isinstance(schema, Mapping) else None
+    return is_string == "true" or (is_string != "false" and kind == "string")
 
 
 def read_object(text: str) -> Arguments | None:

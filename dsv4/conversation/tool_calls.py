@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Literal, cast
 
-from dsv4.conversation.tool_arguments import Arguments, Schema, Value, is_name, read_object, read_value, unwrap
+from dsv4.conversation.tool_arguments import (
+    Arguments,
+    Schema,
+    Value,
+    is_name,
+    is_text,
+    read_object,
+    read_value,
+    unwrap,
+)
 from dsv4.conversation.tool_tags import (
     BLOCK,
     BLOCK_END,
@@ -19,9 +28,14 @@ from dsv4.conversation.tool_tags import (
     attributes_of,
     ends_block,
     inside_after,
+    plain,
     possible_beginning,
+    without_cut_tag,
     without_tags,
 )
+
+# How a block has ended: with its last tag or the reasoning around it, or where the model or the limit ended the answer.
+End = Literal["block", "stop", "length"]
 
 _FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.S)
 
@@ -36,43 +50,69 @@ class Call:
         inner = ", ".join(f"{json.dumps(name)}: {value.json}" for name, value in self.arguments.items())
         return f"{{{inner}}}"
 
+    def plain(self) -> Call:
+        """The call with what its arguments spell."""
+        return Call(self.name, {plain(name): Value(plain(v.text), v.is_string) for name, v in self.arguments.items()})
 
-def understand(block: str, tools: Mapping[str, Schema], truncated: bool) -> tuple[str, list[Call]]:
-    """A block of markup -> (text outside calls, without tags; calls).
 
-    `truncated`: the answer was cut off, so a call without its end tag does not count.
+@dataclass(frozen=True)
+class Understood:
+    """What a block of markup says.
+
+    said: text outside calls, without tags. cut: markup of the call in which the model has stopped, or nothing. exact:
+    every part of the block is a call, or is `cut`.
     """
-    if truncated:
+
+    said: str
+    calls: list[Call]
+    cut: str
+    exact: bool
+
+
+def understand(block: str, tools: Mapping[str, Schema], end: End) -> Understood:
+    """Reads the calls of a block of markup, leniently."""
+    if end == "length":
         block = block[: len(block) - possible_beginning(block)]
     said: list[str] = []
     calls: list[Call] = []
+    cut, exact = "", True
     for part in _parts(block):
         if isinstance(part, str):
             said.append(part)
             continue
         schema = tools.get(part.name, {})
-        understood = _arguments(part, schema) if part.name and (part.whole or not truncated) else None
-        if understood is None or not (understood[1] or part.whole):
-            said.append(part.body(block))
-        else:
+        understood = _arguments(part, schema) if part.name and (part.whole or end != "length") else None
+        if understood is not None and (understood[1] or part.whole):
             said.append(understood[0])
             calls.append(Call(part.name, unwrap(part.name, understood[1], schema)))
+        elif end == "stop" and part.end == len(block) and not part.whole and is_name(part.name):
+            cut = _cut(part, schema)
+        else:
+            said.append(part.body(block))
+            exact = False
     texts = [without_tags(text).strip() for text in said]
-    return "\n".join(filter(None, texts)), calls
+    text = "\n".join(filter(None, texts))
+    return Understood(text, calls, cut, exact and not text and bool(calls or cut))
 
 
-def write(calls: list[Call]) -> str:
-    """Calls in canonical markup, as the prompts teach it."""
-    lines = [BLOCK]
+def write(calls: Sequence[Call], begun: bool = False, end: str = f"\n{BLOCK_END}") -> str:
+    """Calls in canonical markup, as the prompts teach it. `begun`: calls of the same block stand before."""
+    lines = ["" if begun else BLOCK]
     for call in calls:
-        lines.append(f'<{MARK}invoke name="{call.name}">')
-        lines += [_written(name, value) for name, value in call.arguments.items()]
-        lines.append(f"</{MARK}invoke>")
-    return "\n".join([*lines, BLOCK_END])
+        lines += [_opening(call.name), *_values(call.arguments), f"</{MARK}invoke>"]
+    return "\n".join(lines) + end
+
+
+def _opening(name: str) -> str:
+    return f'<{MARK}invoke name="{name}">'
+
+
+def _values(arguments: Arguments) -> list[str]:
+    return [_written(name, value) + f"</{MARK}parameter>" for name, value in arguments.items()]
 
 
 def _written(name: str, value: Value) -> str:
-    """Markup of one argument. The tag mark ｜ in a value is JSON-escaped, so that the value cannot form a tag.
+    """Markup of one argument up to its end tag. The tag mark ｜ in a value is JSON-escaped, so that it forms no tag.
 
     The name is JSON-escaped too, since deepseek-recipe copies it into the arguments unchanged; spaces as well, at which
     it would cut the name.
@@ -81,7 +121,24 @@ def _written(name: str, value: Value) -> str:
         value = Value(value.json.replace("｜", "\\uff5c"), False)
     quoted = json.dumps(name, ensure_ascii=False).replace(" ", "\\u0020")
     is_string = str(value.is_string).lower()
-    return f'<{MARK}parameter name={quoted} string="{is_string}">{value.text}</{MARK}parameter>'
+    return f'<{MARK}parameter name={quoted} string="{is_string}">{value.text}'
+
+
+def _cut(invoke: _Invoke, schema: Schema) -> str:
+    """Markup of a call in which the model has stopped: its whole values, and as much as there is of an open string.
+
+    Its arguments are never JSON, so that no client takes them for those of a whole call.
+    """
+    arguments: Arguments = {}
+    for attributes, text in invoke.values:
+        if is_name(name := attributes.get("name", "")):
+            arguments[plain(name)] = read_value(plain(text), attributes.get("string"), schema.get(plain(name)))
+    attributes, text = invoke.open or ({}, "")
+    name, begun = plain(attributes.get("name", "")), f"<{MARK}parameter name="
+    if is_name(name):
+        string = is_text(attributes.get("string"), schema.get(name))
+        begun = _written(name, Value(plain(without_cut_tag(text)) if string else "", string))
+    return "\n".join([_opening(invoke.name), *_values(arguments), begun])
 
 
 def in_words(call: Call) -> str:
@@ -97,6 +154,7 @@ class _Invoke:
     end: int = 0
     whole: bool = False
     broken: bool = False
+    open: tuple[dict[str, str], str] | None = None  # attributes and text of a value that has no end
     beside: list[str] = field(default_factory=list[str])  # text outside values
     values: list[tuple[dict[str, str], str]] = field(default_factory=list[tuple[dict[str, str], str]])
 
@@ -142,7 +200,9 @@ def _parts(block: str) -> Iterator[str | _Invoke]:
         yield block[place:]
     else:
         invoke.beside.append(block[place:])
-        invoke.end, invoke.broken = len(block), invoke.broken or inside == "parameter"
+        if inside == "parameter":
+            invoke.open, invoke.broken = None if invoke.broken else (attributes, block[value:]), True
+        invoke.end = len(block)
         yield invoke
 
 
@@ -162,5 +222,5 @@ def _arguments(invoke: _Invoke, schema: Schema) -> tuple[str, Arguments] | None:
         name = attributes.get("name", "")
         if not is_name(name):
             return None
-        arguments[name] = read_value(text, attributes.get("string"), schema.get(name))
+        arguments[name] = read_value(text, attributes.get("string"), schema.get(plain(name)))
     return left.strip(), arguments

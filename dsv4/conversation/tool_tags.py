@@ -6,9 +6,12 @@ A tag is told apart from text that only begins like a tag: a model may explain t
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Literal
 
-MARK = "｜DSML｜"
+from dsv4.tokenizer.special import DSML as MARK
+from dsv4.tokenizer.special import END_THINK
+
 OPENINGS = (f"<{MARK}", f"</{MARK}")
 BLOCK, BLOCK_END = f"<{MARK}tool_calls>", f"</{MARK}tool_calls>"
 BLOCK_KINDS = frozenset({"tool_calls", "function_calls", "calls"})  # the last is V4.1's
@@ -23,6 +26,38 @@ CUT_TAG = re.compile(rf"{_HEAD}(?:{_CUT_ATTRIBUTE})?/?\Z")
 _NAMED = re.compile(r"""([\w-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"']+))""")
 
 Inside = Literal["invoke", "parameter"] | None  # the open element
+
+
+# Where tags begin with special tokens, text is read with these in it, which no decoded text has: for the letter with
+# which ordinary tokens could spell the mark, and for the token that ends reasoning.
+_PLAIN_BAR, THINKING_ENDS = "\udcbb", "\udce7"
+_PLAIN_OPENINGS = tuple(opening.replace("｜", _PLAIN_BAR) for opening in OPENINGS)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Ids of the special tokens that alone begin tags (None: nothing does) and end reasoning; spelled they are text."""
+
+    tag: int | None
+    thinking_ends: int | None
+
+    def read(self, token_id: int, text: str) -> str:
+        """A token's text as markup is read from it."""
+        if token_id == self.thinking_ends:
+            return text.removesuffix(END_THINK) + THINKING_ENDS
+        return text if token_id == self.tag else text.replace("｜", _PLAIN_BAR)
+
+
+def plain(text: str) -> str:
+    """What a text that `Marks` has read spells."""
+    return text.replace(_PLAIN_BAR, "｜").replace(THINKING_ENDS, END_THINK)
+
+
+def spelled(text: str) -> str:
+    """As `plain`; what only spells the beginning of a tag is set apart, so that it is none to a parser of texts."""
+    for opening in _PLAIN_OPENINGS:
+        text = text.replace(opening, opening.replace(_PLAIN_BAR, f" {_PLAIN_BAR}", 1))
+    return plain(text)
 
 
 def inside_after(inside: Inside, tag: re.Match[str]) -> Inside:
@@ -46,15 +81,20 @@ def attributes_of(tag: re.Match[str]) -> dict[str, str]:
 
 def without_tags(text: str) -> str:
     """Text without markup tags, a cut-off tag at the end included; a mark that forms no tag is removed alone."""
-    text = TAG.sub("", text)
-    for opening in OPENINGS:
-        start = text.rfind(opening)
-        if start >= 0 and CUT_TAG.match(text, start):
-            text = text[:start]
+    text = without_cut_tag(TAG.sub("", text))
     for opening in OPENINGS:
         text = text.replace(opening, "")
     for opening in OPENINGS:  # what stood around those that are gone may form another
         text = text.replace(opening, opening.replace(MARK, f" {MARK}"))
+    return text
+
+
+def without_cut_tag(text: str) -> str:
+    """Text without a cut-off tag at its end."""
+    for opening in OPENINGS:
+        start = text.rfind(opening)
+        if start >= 0 and CUT_TAG.match(text, start):
+            text = text[:start]
     return text
 
 

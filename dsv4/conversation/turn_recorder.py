@@ -7,13 +7,13 @@ from array import array
 from collections.abc import Sequence
 
 from dsv4.conversation.said_turns import SaidTurn, SaidTurns, turn_key
-from dsv4.conversation.tool_calls import Call
+from dsv4.conversation.tool_markup import Text, Token, ToolMarkup
 from dsv4.conversation.tool_tags import BLOCK, MARK
 from dsv4.conversation.turn import Turn
 from dsv4.conversation.vocabulary import Vocabulary
 from dsv4.tokenizer.special import ASSISTANT, END_THINK, THINK
 
-_SPECIAL = re.compile(rf"(?<=<){MARK}|(?<=</){MARK}|{END_THINK}")  # in what is shown of a turn
+_SPECIAL = re.compile(rf"(?<=<){MARK}|(?<=</){MARK}|{END_THINK}")  # in text that a parser reads
 
 
 class TurnRecorder:
@@ -26,33 +26,46 @@ class TurnRecorder:
         self._said, self._owner, self._turn, self._vocabulary = said, owner, turn, vocabulary
         self._token_ids = array("i")
         self._texts: list[str] = []
+        self._length = 0  # of the texts
+        self._marks: list[tuple[int, int]] = []  # places of special tokens in the texts
         self._call_ids: list[str] = []
 
     def add_token(self, token_id: int) -> None:
         self._token_ids.append(token_id)
 
-    def add_text(self, text: str) -> None:
-        """Text that is shown, with markup of calls in the form in which they are parsed."""
+    def add_item(self, item: Token | Text) -> None:
+        """What the parser is given of the answer: what is shown, and calls in the form in which they are parsed."""
+        text, marks = item.text, self._vocabulary.marks
+        if isinstance(item, Token):
+            ends = {marks.tag: MARK, marks.thinking_ends: END_THINK}
+            places = [(len(text) - len(ends[item.token_id]), len(text))] if item.token_id in ends else []
+        else:
+            places = [found.span() for found in _SPECIAL.finditer(text)]
+        self._marks += [(self._length + start, self._length + stop) for start, stop in places]
         self._texts.append(text)
+        self._length += len(text)
 
     def add_call_ids(self, call_ids: Sequence[str]) -> None:
         self._call_ids += call_ids
 
-    def keep(self, calls: Sequence[Call], cut: bool = False) -> None:
-        """Keeps the turn, which has ended with these calls. `cut`: the limit of tokens has ended it."""
+    def keep(self, markup: ToolMarkup, cut: bool) -> None:
+        """Keeps the turn, which has ended. `cut`: the limit of tokens has ended it."""
         begun = self._begun()
         hidden = self._vocabulary.is_hidden
-        token_ids = self._token_ids
+        token_ids, calls = self._token_ids, markup.calls
         while token_ids and hidden(token_ids[-1]):
             token_ids.pop()
-        if begun is None or len(calls) != len(self._call_ids) or any(map(hidden, token_ids)):
+        if begun is None or len(calls) + markup.cut_call != len(self._call_ids) or any(map(hidden, token_ids)):
             return
         thinking, head = begun
         shown = "".join(self._texts)
-        reasoning, content = _parted(shown, thinking)
+        block = self._block(shown)
+        # In a block of calls an end of reasoning is part of a value.
+        self._marks = [(a, b) for a, b in self._marks if a < block or not shown.startswith(END_THINK, a)]
+        reasoning, content = self._parted(shown[:block], thinking)
         call_ids = tuple(self._call_ids)
         said = array("i", head) + token_ids
-        if cut:
+        if cut or markup.reworded:  # the next prompt shows what the client has seen
             said = self._closed(said, shown, bool(calls), thinking)
         turn = SaidTurn(said, thinking, reasoning, content, tuple(calls), call_ids)
         self._said.keep(self._owner, turn_key(self._turn.history, content, call_ids), turn)
@@ -64,8 +77,10 @@ class TurnRecorder:
         of calls, or the text in place of a call that is not whole), and the end of reasoning.
         """
         tokenizer = self._vocabulary.tokenizer
+        before = ""
         if has_calls and self._turn.parsing.starts_in_tool_calls:  # the prompt wrote what precedes the block
-            shown = tokenizer.decode(said).partition(BLOCK)[0] + shown
+            before = tokenizer.decode(said).partition(BLOCK)[0]
+            shown = before + shown
         decoder = tokenizer.decode_stream()
         count, place, length = 0, 0, 0
         for number, token_id in enumerate(said, start=1):
@@ -75,10 +90,11 @@ class TurnRecorder:
             length += len(text)
             if text:  # of whole characters
                 count, place = number, length
-        marks = [(found.start() - place, found.end() - place) for found in _SPECIAL.finditer(shown, place)]
+        moved = len(before) - place
+        marks = [(start + moved, stop + moved) for start, stop in self._marks if start + moved >= 0]
         closed = said[:count]
         closed.extend(tokenizer.encode_rendered(shown[place:], marks))
-        if thinking and not has_calls and END_THINK not in shown:
+        if thinking and not has_calls and not any(shown.startswith(END_THINK, start) for start, _ in self._marks):
             closed.append(tokenizer.special_id(END_THINK))
         return closed
 
@@ -95,11 +111,13 @@ class TurnRecorder:
             return None
         return marks[prompt[place + 1]], head
 
+    def _block(self, shown: str) -> int:
+        """Where the block of calls begins in a turn's text, or its end."""
+        return next((start - 1 for start, _ in self._marks if shown.startswith(BLOCK, start - 1)), len(shown))
 
-def _parted(text: str, thinking: bool) -> tuple[str, str]:
-    """(reasoning, content) of a turn's text, without its calls. A call in reasoning ends that."""
-    text = text.partition(BLOCK)[0]
-    if not thinking:
-        return "", text
-    reasoning, _, content = text.partition(END_THINK)
-    return reasoning, content
+    def _parted(self, text: str, thinking: bool) -> tuple[str, str]:
+        """(reasoning, content) of a turn's text before its calls. A call in reasoning ends that."""
+        if not thinking:
+            return "", text
+        end = next((start for start, _ in self._marks if text.startswith(END_THINK, start)), len(text))
+        return text[:end], text[end + len(END_THINK) :]

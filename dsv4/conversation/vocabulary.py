@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import deepseek_recipe as recipe
 
+from dsv4.conversation.tool_tags import Marks
 from dsv4.engine.interface import TextModel
 from dsv4.tokenizer import Tokenizer
+from dsv4.tokenizer.special import DSML, END_THINK
 
 # A model that writes one of these has begun another role's turn: its own is over.
 _TURN_TOKENS = (
@@ -28,6 +30,7 @@ class Vocabulary:
     size: int  # ids that the tokenizer knows
     num_ids: int  # ids of the model, maybe more
     stop_token_ids: frozenset[int]
+    marks: Marks  # of tool calls and of reasoning
 
     @classmethod
     def of(cls, llm: TextModel) -> Vocabulary:
@@ -42,6 +45,7 @@ class Vocabulary:
             llm.tokenizer.vocab_size,
             llm.config.vocab_size,
             frozenset({*llm.config.eos_token_ids, *turn_ids}),
+            Marks(special.get(DSML), special.get(END_THINK)),
         )
 
     def is_hidden(self, token_id: int) -> bool:

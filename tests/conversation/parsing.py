@@ -32,6 +32,19 @@ class Parsed:
     calls: list[tuple[str, Any]]
 
 
+def arguments_of(text: str) -> Any:
+    """Arguments of a call; their text if the model has stopped in the middle of them."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def input_of(given: dict[str, Any]) -> Any:
+    """Arguments of a call in a whole Messages answer."""
+    return given.get("INVALID_JSON", given)
+
+
 def cut(answer: str, cuts: Sequence[int]) -> list[str]:
     """Pieces of an answer, cut before these characters."""
     places = sorted({0, *(place for place in cuts if place < len(answer)), len(answer)})
@@ -101,23 +114,23 @@ def _streamed(protocol: str, events: list[dict[str, Any]]) -> Parsed:
             reasoning += event["delta"]
         elif kind == "response.output_text.delta":
             content += event["delta"]
-    return Parsed(reasoning, content, [(name, json.loads(arguments)) for name, arguments in calls.values()])
+    return Parsed(reasoning, content, [(name, arguments_of(arguments)) for name, arguments in calls.values()])
 
 
 def _whole(protocol: str, answer: dict[str, Any]) -> Parsed:
     if protocol == "chat":
         message = answer["choices"][0]["message"]
         calls = [call["function"] for call in message.get("tool_calls") or []]
-        found = [(call["name"], json.loads(call["arguments"])) for call in calls]
+        found = [(call["name"], arguments_of(call["arguments"])) for call in calls]
         return Parsed(message.get("reasoning_content") or "", message.get("content") or "", found)
     parts = answer["content"] if protocol == "messages" else answer["output"]
     reasoning = content = ""
     found = []
     for part in parts:
         if part["type"] == "tool_use":
-            found.append((part["name"], part["input"]))
+            found.append((part["name"], input_of(part["input"])))
         elif part["type"] == "function_call":
-            found.append((part["name"], json.loads(part["arguments"])))
+            found.append((part["name"], arguments_of(part["arguments"])))
         elif part["type"] in ("thinking", "reasoning"):
             reasoning += part["thinking"] if protocol == "messages" else "".join(p["text"] for p in part["content"])
         else:

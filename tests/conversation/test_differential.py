@@ -6,6 +6,7 @@ Whatever the model writes, no tag of the markup reaches reasoning or content, wi
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import deepseek_recipe as recipe
@@ -13,8 +14,11 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
+from dsv4.conversation.tool_calls import Call, understand
+from dsv4.conversation.tool_markup import Token, ToolMarkup
+from dsv4.conversation.tool_tags import Marks
 from tests.conversation.parsing import PROTOCOLS, Parsed, cut, own_items, parsed
-from tests.conversation.tool_markup_corpus import PARIS, TEXT, TOOLS, UNDERSTOOD, M, block, invoke
+from tests.conversation.tool_markup_corpus import PARIS, STOPPED, TEXT, TOOLS, UNDERSTOOD, M, block, invoke, parameter
 
 OPENINGS = (f"<{M}", f"</{M}")
 GENERATED = settings(
@@ -95,9 +99,76 @@ def test_well_formed_answers_are_what_deepseek_recipe_makes_of_them(
             assert found == (wanted, whole), (protocol, answer)
 
 
+def calls_of(markup: ToolMarkup, tokens: list[Token]) -> list[Call]:
+    for token in tokens:
+        markup.push(token)
+    markup.finish(False)
+    return markup.calls
+
+
+INVOKES = st.sampled_from(
+    [
+        *(invoke(body) for body in (PARIS, "", '{"city": "Rome"}', "please", f"{PARIS}\n{PARIS}", f" {PARIS}", "[1]")),
+        *(invoke(parameter("days", value, "false")) for value in ("3", " 3 ", "three", '{"a": "</think>"}')),
+        *(
+            invoke(parameter("city", value))
+            for value in ("a\nb", "</think>", f"<{M} x", f"</{M}tool_calls>", f"<{M}x>")
+        ),
+        invoke(parameter("arguments", '{"city": "Oslo"}', "false")),
+        invoke(f'<{M}parameter name="city">Oslo'),
+        f'<{M}invoke name="now"/>',
+        f'<{M}invoke name="weather">\n{PARIS}',
+    ]
+)
+
+
+@GENERATED
+@given(st.lists(st.tuples(INVOKES, st.sampled_from(("\n", "", " ", "\nplease\n"))), max_size=5), st.data())
+def test_calls_that_come_one_by_one_are_those_of_the_whole_block(
+    parts: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    answer = f"<{M}tool_calls>\n" + "".join(written + between for written, between in parts) + f"</{M}tool_calls>"
+    wanted = understand(answer, TOOLS, "block").calls
+    drawn = data.draw(st.lists(st.integers(0, len(answer))))
+    for places in ([], range(len(answer)), drawn):
+        pieces = [Token(0, piece) for piece in cut(answer, places)]
+        assert calls_of(ToolMarkup(TOOLS, False, False), pieces) == wanted
+
+
+@GENERATED
+@given(
+    st.lists(st.dictionaries(st.sampled_from(("city", "a b", "q")), TEXTS, max_size=2), min_size=1, max_size=3),
+    st.booleans(),
+    st.data(),
+)
+def test_where_marks_are_tokens_values_may_spell_them(
+    wanted: list[dict[str, str]], well_formed: bool, data: st.DataObject
+) -> None:
+    """Whatever ordinary tokens spell, and however they are cut, it is the text of its value."""
+    values = [text for arguments in wanted for text in arguments.values()]
+    numbers = iter(range(len(values)))
+    invokes = [
+        invoke("\n".join(parameter(name, f"#{next(numbers)}#") for name in arguments)).replace("\n\n", "\n")
+        for arguments in wanted
+    ]
+    answer = block(*invokes)
+    if not well_formed:
+        answer = answer.replace("tool_calls", "function_calls")
+    tokens: list[Token] = []
+    for part in re.split(f"({M})", answer):
+        if part == M:
+            tokens.append(Token(7, M))
+            continue
+        text = re.sub("#([0-9]+)#", lambda number: values[int(number[1])], part)
+        places = data.draw(st.lists(st.integers(0, max(len(text), 1)), max_size=4))
+        tokens += [Token(0, piece) for piece in cut(text, places) if piece]
+    found = calls_of(ToolMarkup(TOOLS, False, False, Marks(7, 8)), tokens)
+    assert [json.loads(call.arguments_json) for call in found] == wanted
+
+
 def mutated(draw: Any) -> str:
     """An answer that was well-formed before parts of it were lost, repeated or put in."""
-    _, answer, *_ = draw(st.sampled_from([*UNDERSTOOD, *TEXT]))
+    _, answer, *_ = draw(st.sampled_from([*UNDERSTOOD, *TEXT, *STOPPED]))
     answer = draw(st.sampled_from(("", "I think.\n\n", "so</think>", "a<"))) + answer
     for _ in range(draw(st.integers(1, 3))):
         begin, end = sorted((draw(st.integers(0, len(answer))), draw(st.integers(0, len(answer)))))
@@ -140,7 +211,7 @@ def test_malformed_answers_are_the_same_however_they_are_cut(
 
 @pytest.mark.parametrize("tools", [True, False], ids=["tools", "no tools"])
 @pytest.mark.parametrize("thinking", [True, False], ids=["thinking", "plain"])
-@pytest.mark.parametrize("case", [*UNDERSTOOD, *TEXT], ids=lambda case: case[0])
+@pytest.mark.parametrize("case", [*UNDERSTOOD, *TEXT, *STOPPED], ids=lambda case: case[0])
 def test_every_single_cut_of_the_corpus_gives_the_same(case: Any, thinking: bool, tools: bool) -> None:
     """One cut at each character, in Chat Completions; the other protocols are generated from the same parts."""
     answer = ("I think.</think>" if thinking else "") + case[1]

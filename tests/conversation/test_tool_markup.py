@@ -12,9 +12,10 @@ import pytest
 from dsv4.conversation.tool_markup import Text, Token, ToolMarkup
 from dsv4.server.tool_inputs import ToolInputs
 
-from .tool_markup_corpus import BIG, CITY, PARIS, TEXT, TOOLS, UNDERSTOOD, Case, M, block, invoke, parameter
+from .parsing import arguments_of, input_of
+from .tool_markup_corpus import BIG, CITY, PARIS, STOPPED, TEXT, TOOLS, UNDERSTOOD, Case, M, block, invoke, parameter
 
-CASES = [*UNDERSTOOD, *TEXT]
+CASES = [*UNDERSTOOD, *TEXT, *STOPPED]
 NAMES = [case[0] for case in CASES]
 
 
@@ -24,10 +25,15 @@ def pieces(answer: str, size: int | None) -> list[str]:
 
 def handed_on(answer: str, size: int | None, truncated: bool = False, **options: Any) -> str:
     markup = ToolMarkup(**{"tools": TOOLS, "in_block": False, "in_thinking": False, **options})
-    items = [item for piece in pieces(answer, size) for item in markup.push(Token(0, piece))]
+    items: list[Token | Text] = []
+    given = 0
+    for piece in pieces(answer, size):
+        if not markup.complete:
+            given += 1
+            items += markup.push(Token(0, piece))
     items += markup.finish(truncated)
     count = sum(1 if isinstance(item, Token) else item.num_tokens for item in items)
-    assert count == len(pieces(answer, size)), "every token counts once"
+    assert count == given, "every token counts once"
     return "".join(item.text for item in items)
 
 
@@ -81,7 +87,7 @@ def of_chat(events: list[dict[str, Any]]) -> tuple[str, list[tuple[str, Any]]]:
             found = calls.setdefault(call["index"], ["", ""])
             found[0] += call["function"].get("name") or ""
             found[1] += call["function"].get("arguments") or ""
-    return text, [(name, json.loads(arguments)) for name, arguments in calls.values()]
+    return text, [(name, arguments_of(arguments)) for name, arguments in calls.values()]
 
 
 def of_messages(events: list[dict[str, Any]]) -> tuple[str, list[tuple[str, Any]]]:
@@ -93,16 +99,16 @@ def of_messages(events: list[dict[str, Any]]) -> tuple[str, list[tuple[str, Any]
             text += event["delta"].get("text", "")
             if "partial_json" in event["delta"]:
                 calls[event["index"]][1] += event["delta"]["partial_json"]
-    return text, [(name, json.loads(arguments)) for name, arguments in calls.values()]
+    return text, [(name, arguments_of(arguments)) for name, arguments in calls.values()]
 
 
 def of_whole(answer: dict[str, Any], messages: bool) -> tuple[str, list[tuple[str, Any]]]:
     if messages:
         text = "".join(b["text"] for b in answer["content"] if b["type"] == "text")
-        return text, [(b["name"], b["input"]) for b in answer["content"] if b["type"] == "tool_use"]
+        return text, [(b["name"], input_of(b["input"])) for b in answer["content"] if b["type"] == "tool_use"]
     message = answer["choices"][0]["message"]
     calls = [call["function"] for call in message.get("tool_calls") or []]
-    return message.get("content") or "", [(call["name"], json.loads(call["arguments"])) for call in calls]
+    return message.get("content") or "", [(call["name"], arguments_of(call["arguments"])) for call in calls]
 
 
 @pytest.mark.parametrize("messages", [False, True], ids=["chat", "messages"])
@@ -122,7 +128,9 @@ def test_no_tag_is_left_without_tools(case: Case) -> None:
     for size in (None, 1, 3):
         said = handed_on(answer, size, tools=None)
         assert "tool_calls>" not in said.replace("<tool_calls>", "") and f"<{M}" not in said and f"</{M}" not in said
-        assert all(name in said for name, _ in calls) and set(text.split()) <= set(said.split())
+        assert all(name in said for name, given in calls if isinstance(given, dict)) and set(text.split()) <= set(
+            said.split()
+        )
 
 
 def test_a_well_formed_block_keeps_its_tokens() -> None:
@@ -131,8 +139,8 @@ def test_a_well_formed_block_keeps_its_tokens() -> None:
     tokens = [Token(i, piece) for i, piece in enumerate(pieces(answer, 3))]
     items = [item for token in tokens for item in markup.push(token)] + markup.finish(False)
     ids = [item.token_id for item in items if isinstance(item, Token)]
-    # The token across the beginning of the block is cut in two.
-    assert len(tokens) - len(ids) <= 1 and ids == sorted(ids)
+    # Tokens across the beginning of the block and the end of the call are cut in two.
+    assert len(tokens) - len(ids) <= 2 and ids == sorted(ids)
 
 
 def test_a_block_opened_by_the_prompt_is_completed() -> None:
@@ -168,7 +176,7 @@ def test_reasoning_about_markup_is_text_without_tags() -> None:
         assert said == f"perhaps or not</think>{call}"
         said = handed_on(f'<{M}invoke name="f"> begins one</think>Answer.', size, in_thinking=True)
         assert said == "begins one</think>Answer."
-        assert handed_on(f"a {call} b", size, in_thinking=True) == f"a {call} b"
+        assert handed_on(f"a {call} b", size, in_thinking=True) == f"a {call}"
         assert handed_on("a </think> b </think> c", size, in_thinking=True) == "a </think> b </think> c"
 
 

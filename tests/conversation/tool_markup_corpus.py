@@ -201,9 +201,6 @@ TEXT: list[Case] = [
     ("an array", block(invoke("[1, 2]")), "[1, 2]", []),
     ("no name", block(f"<{M}invoke>\n{PARIS}\n</{M}invoke>"), "Paris", []),
     ("a value without a name", block(invoke(f"<{M}parameter>Paris</{M}parameter>")), "Paris", []),
-    ("cut in a value", f'{OPEN}<{M}parameter name="city" string="true">Par', "Par", []),
-    ("cut in a tag", f'<{M}tool_calls>\n<{M}invoke name="weather">\n<{M}parameter na', "", []),
-    ("cut before a value", f'<{M}tool_calls>\n<{M}invoke name="weather">\n', "", []),
     ("a stray end", f"text </{M}tool_calls> more", "text  more", []),
     ("an unknown tag", f"a <{M}foo> b", "a b", []),
     ("an empty block", f"a<{M}tool_calls>\n</{M}tool_calls>", "a", []),
@@ -228,4 +225,56 @@ TEXT: list[Case] = [
     ),
     ("more than JSON", block(invoke('{"city": "Paris"} please')), '{"city": "Paris"} please', []),
     ("a value in a value", block(invoke(f'<{M}parameter name="a" string="true">x{parameter("b", "y")}')), "xy", []),
+]
+# Where the model has stopped in the middle of a call: that has these arguments, which are no JSON.
+STOPPED: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
+    ("in a value", f'{OPEN}<{M}parameter name="city" string="true">Par', "", [("weather", '{"city": "Par')]),
+    ("in a tag", f'<{M}tool_calls>\n<{M}invoke name="weather">\n<{M}parameter na', "", [("weather", "{")]),
+    ("before a value", OPEN, "", [("weather", "{")]),
+    (
+        "in the end of a value",
+        f'{OPEN}<{M}parameter name="city" string="true">Par</{M}para',
+        "",
+        [("weather", '{"city": "Par')],
+    ),
+    ("after a value", f"{OPEN}{PARIS}\n<{M}", "", [("weather", '{"city": "Paris", ')]),
+    (
+        "in a second value",
+        f'{OPEN}{PARIS}\n<{M}parameter name="days" string="false">12',
+        "",
+        [("weather", '{"city": "Paris", "days": ')],
+    ),
+    (
+        "in an object that looks whole",
+        f'{OPEN}<{M}parameter name="days" string="false">12}}',
+        "",
+        [("weather", '{"days": ')],
+    ),
+    (
+        "in a value with a mark",
+        f'{OPEN}<{M}parameter name="city" string="true">a <{M}! b',
+        "",
+        [("weather", '{"city": "a <\\uff5cDSML\\uff5c! b"')],
+    ),
+    ("in a value whose type the schema says", f'{OPEN}<{M}parameter name="city">7', "", [("weather", '{"city": "7')]),
+    ("in JSON", f'{OPEN}{{"city": "Par', "", [("weather", "{")]),
+    ("in words", f"{OPEN}please", "", [("weather", "{")]),
+    (
+        "in a value in a value",
+        f'{OPEN}<{M}parameter name="days" string="false">1<{M}parameter name="city">Par',
+        "",
+        [("weather", "{")],
+    ),
+    (
+        "in a second call",
+        f"<{M}tool_calls>\n{invoke(PARIS)}\n" + OPEN.partition("\n")[2] + PARIS.removesuffix(f"</{M}parameter>"),
+        "",
+        [CITY, ("weather", '{"city": "Paris')],
+    ),
+    (
+        "in a call behind text",
+        f"I look.\n\n<{M}tool_calls>\nplease\n" + OPEN.partition("\n")[2],
+        "I look. please",
+        [("weather", "{")],
+    ),
 ]
