@@ -23,6 +23,19 @@ class PromptRefusedError(ValueError):
     """A prompt that is not computed, because it has crashed the engine before: no later try will succeed."""
 
 
+def too_long(max_model_len: int, num_prompt_tokens: int, max_tokens: int = 0, *, at_least: bool = False) -> str:
+    """Message about a prompt that does not fit, in the hosted service's words, which clients read.
+
+    `at_least`: the prompt's number of tokens is a lower bound.
+    """
+    requested = f"{'at least ' if at_least else ''}{num_prompt_tokens + max_tokens}"
+    return (
+        f"This model's maximum context length is {max_model_len} tokens. However, you requested {requested} tokens"
+        f" ({num_prompt_tokens} in the prompt, {max_tokens} in the completion). Please reduce the length of the prompt"
+        " or completion."
+    )
+
+
 class GrammarError(ValueError):
     """A constraint that cannot be followed: the field of SamplingParams, and the reason."""
 

@@ -23,6 +23,7 @@ from dsv4.engine.config import EngineConfig, WindowPolicy
 from dsv4.engine.core import CoreLimits, EngineCore
 from dsv4.engine.disk_prefixes import DiskPrefixes
 from dsv4.engine.draft_length import AdaptiveLength
+from dsv4.engine.errors import too_long
 from dsv4.engine.grammar import GrammarCompiler
 from dsv4.engine.loading import cache_room, check_device, limit_expert_memory, load
 from dsv4.engine.metric_sources import DiskCacheMetrics, ExpertLoadMetrics, ExpertMemoryMetrics
@@ -268,10 +269,7 @@ class LLM:
         check_text(prompt, name)
         least = 1 + self.tokenizer.min_tokens(prompt)
         if least > self.max_model_len:
-            raise ValueError(
-                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested at least"
-                f" {least} tokens ({least} in the prompt, 0 in the completion). Please reduce the length of the prompt."
-            )
+            raise ValueError(too_long(self.max_model_len, least, at_least=True))
         return [self.config.bos_token_id, *self.tokenizer.encode(prompt)]
 
 

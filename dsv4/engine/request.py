@@ -204,7 +204,7 @@ class Request:
             self._finish("stop", token_id)
             return ""
         text = ""
-        if self.decoder and token_id < self.text_vocab_size:
+        if self.decoder and token_id < self.text_vocab_size and token_id not in self.params.hidden_token_ids:
             text = self._stops.push(self.decoder.push(token_id))
         if self._stops.matched is not None:
             self._finish("stop", self._stops.matched)
@@ -238,6 +238,11 @@ class Request:
         self.output.finish_reason, self.output.stop_reason = reason, cause
 
     def _flush_text(self) -> str:
-        """The end of the text: what the decoder and the stop matcher still hold back."""
+        """The end of the text: what the decoder and the stop matcher still hold back.
+
+        It may end with a stop string, of which half a character is a part; then that has ended the request.
+        """
         shown = self._stops.push(self.decoder.flush()) if self.decoder else ""
+        if self._stops.matched is not None and self.output.finish_reason in ("stop", "length"):
+            self._finish("stop", self._stops.matched)
         return shown + self._stops.flush()

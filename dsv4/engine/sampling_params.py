@@ -46,6 +46,7 @@ class SamplingParams:
     stop: str | tuple[str, ...] | list[str] | None = ()  # the text ends before the first of these
     stop_token_ids: tuple[int, ...] = ()  # end like the end-of-sentence token does
     ignore_eos: bool = False
+    hidden_token_ids: Collection[int] = ()  # have no text: of what does not end an answer that ignores it
     logprobs: bool | int = False  # True: of the sampled tokens; an int: that many alternatives a token as well
     logprobs_mode: LogprobsMode = "raw_logprobs"
     prompt_logprobs: bool = False  # of the prompt's tokens
@@ -90,10 +91,11 @@ class SamplingParams:
             )
         if self.cache_salt is not None:
             check_text(self.cache_salt, "SamplingParams.cache_salt")
-        if not isinstance(self.stop_token_ids, Collection):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"SamplingParams.stop_token_ids is {self.stop_token_ids!r}; allowed: a list of token ids")
-        for place, token in enumerate(self.stop_token_ids):
-            _check_int(f"stop_token_ids[{place}]", token, 0, None)
+        for name in ("stop_token_ids", "hidden_token_ids"):
+            if not isinstance(getattr(self, name), Collection):
+                raise ValueError(f"SamplingParams.{name} is {getattr(self, name)!r}; allowed: a list of token ids")
+            for place, token in enumerate(getattr(self, name)):
+                _check_int(f"{name}[{place}]", token, 0, None)
         for place, text in enumerate(self.stop_strings):
             if not isinstance(text, str) or not text:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise ValueError(f"SamplingParams.stop[{place}] is {text!r}; allowed: strings of at least 1 character")
@@ -112,7 +114,7 @@ class SamplingParams:
         self._check_constraint()
 
     def _check_constraint(self) -> None:
-        given = [name for name in CONSTRAINTS if getattr(self, name) not in (None, False)]
+        given = [name for name in CONSTRAINTS if self._has(name)]
         if len(given) > 1:
             raise ValueError(f"SamplingParams has {' and '.join(given)}; allowed: one of {', '.join(CONSTRAINTS)}")
         if self.tools is None and (self.tool_choice != "auto" or not self.parallel_tool_calls or self.tool_block_open):
@@ -159,12 +161,15 @@ class SamplingParams:
 
     @property
     def is_constrained(self) -> bool:
-        return self.tools is not None or any(getattr(self, name) not in (None, False) for name in CONSTRAINTS)
+        return self.tools is not None or any(map(self._has, CONSTRAINTS))
+
+    def _has(self, constraint: str) -> bool:
+        return self.json_object if constraint == "json_object" else getattr(self, constraint) is not None
 
     @property
     def constraint_field(self) -> str:
         """Field that an error about the constraint names; there is one."""
-        return "tools" if self.tools is not None else next(name for name in CONSTRAINTS if getattr(self, name))
+        return "tools" if self.tools is not None else next(filter(self._has, CONSTRAINTS))
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

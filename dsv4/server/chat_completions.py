@@ -5,22 +5,26 @@ JSON, JSON of a schema and tool calls are enforced, while the model thinks too, 
 
 from __future__ import annotations
 
+import time
 from typing import cast
 
 import deepseek_recipe as recipe
 
+from dsv4.conversation.answer import Answer
 from dsv4.conversation.structure import Structure
+from dsv4.server.chat_usage import ChatReader, WholeChat
 from dsv4.server.errors import RequestError
+from dsv4.server.events import Event
 from dsv4.server.foreign_fields import read_max_tokens, refuse_foreign
 from dsv4.server.leniency import strip_context_suffix
 from dsv4.server.paths import OPENAI_BASES, under
 from dsv4.server.progress import Reports, requested_reports
-from dsv4.server.recipe_format import RecipeFormat
+from dsv4.server.recipe_format import RecipeFormat, RecipeRequest
 from dsv4.server.schemas import ChatAnswer, ChatBody
 from dsv4.server.structures import of_chat
 from dsv4.server.template_options import template_options
 from dsv4.server.unchecked_json import Json, json_objects
-from dsv4.server.wishes import invalid
+from dsv4.server.wire_format import Chunk
 
 # deepseek-recipe ignores the field in messages of other roles, which the hosted service refuses.
 _NO_PREFIX = (
@@ -46,11 +50,18 @@ class ChatCompletions(RecipeFormat):
     def user(self, request: Json) -> object:
         return request.get("user_id") or request.get("user")
 
+    def reader(self, request: RecipeRequest, answer: Answer, answer_id: str) -> ChatReader:
+        return ChatReader(answer)
+
+    def whole_answer(self, answer_id: str, model: str, num_prompt_tokens: int) -> WholeChat:
+        return WholeChat(recipe.ChatCompletionResponse(answer_id, model, int(time.time()), num_prompt_tokens, 0))
+
+    def event(self, chunk: Chunk) -> Event:
+        return Event(chunk.to_json())
+
     def adapt(self, request: Json) -> None:
         """Accepts other servers' dialects: max_completion_tokens, role developer, thinking switches, history fields."""
         refuse_foreign(request, self.name)
-        if request.get("best_of") not in (None, 1):
-            raise invalid("best_of", request["best_of"], "1; several candidates are computed in Completions only")
         strip_context_suffix(request)
         read_max_tokens(request, "max_tokens")
         _read_switches(request)

@@ -95,6 +95,8 @@ class CompletionReader:
     echo: Echo | None = None
     timings: Timings | None = None
     finished: bool = False  # never before the tokens end
+    num_tokens: int = 0
+    num_reasoning_tokens: int = 0  # a completion does not think
     _started: bool = False
     _place: int = 0  # in characters: where the text of the next token begins
     _shown: int = 0  # characters that were sent
@@ -114,6 +116,7 @@ class CompletionReader:
         if self.echo is None or not self.echo.only:
             text += event.text
             entries += self._entries(event)
+            self.num_tokens += len(event.token_ids)
             self.tally.completion_tokens += len(event.token_ids)
         if event.finish_reason is None and not text and not entries:
             return []
@@ -151,12 +154,14 @@ class CompletionReader:
         self._shown += len(event.text)
         if not event.logprobs:
             return []
-        for token_id, logprob, alternatives in zip(event.token_ids, event.logprobs, event.top_logprobs, strict=True):
+        scored = zip(event.token_ids, event.logprobs, event.top_logprobs, strict=True)
+        for number, (token_id, logprob, alternatives) in enumerate(scored, 1):
             self._sum, self._count = self._sum + logprob, self._count + 1
-            if token_id in self.vocabulary.stop_token_ids and event.finish_reason == "stop":
+            last = number == len(event.token_ids) and event.finish_reason == "stop"
+            if last and token_id in self.vocabulary.stop_token_ids:
                 continue  # the end of the sentence has no text
             self._held.append((self._place, self._entry(token_id, logprob, alternatives, self._place)))
-            if token_id < self.vocabulary.size:
+            if not self.vocabulary.is_hidden(token_id):
                 self._place += len(self._decoder.push(token_id))
         everything = event.finish_reason == "length"
         entries: list[Json] = []

@@ -13,6 +13,7 @@ import deepseek_recipe as recipe
 from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.plain_prompts import PromptTooLongError
 from dsv4.conversation.turn import Turn
+from dsv4.engine.errors import too_long
 from dsv4.engine.sampler import output_seed
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.server.completion_answer import CompletionReader, Echo, Tally, WholeCompletion, answer_head
@@ -128,26 +129,22 @@ class CompletionRequest(WireRequest):
         if self.body.suffix is not None and not model.plain_prompts.fills_in:
             raise unavailable("suffix", "this model's tokenizer has no fill-in-the-middle tokens")
         where = "prompt" if len(self.body.prompts) == 1 else f"prompt[{place}]"
-        size = model.vocabulary.num_ids
-        if not isinstance(prompt, str) and not 0 <= min(prompt) <= max(prompt) < size:
+        limit, size = model.max_model_len, model.vocabulary.num_ids
+        # Ids beyond the context are not looked at: encode refuses them by their number.
+        if not isinstance(prompt, str) and len(prompt) <= limit and not 0 <= min(prompt) <= max(prompt) < size:
             wrong = next(i for i, token in enumerate(prompt) if not 0 <= token < size)
             raise invalid(f"{where}[{wrong}]", prompt[wrong], f"token ids in [0, {size - 1}]")
         try:
-            return model.plain_prompts.encode(prompt, self.body.suffix)
+            return model.plain_prompts.encode(prompt, self.body.suffix, self.body.begins)
         except PromptTooLongError as error:
-            wanted = self.body.max_tokens or 0
-            raise RequestError(
-                400,
-                f"This model's maximum context length is {model.max_model_len} tokens. However, you requested"
-                f" {error.num_tokens + wanted} tokens ({error.num_tokens} in the prompt, {wanted} in the completion)."
-                " Please reduce the length of the prompt or completion.",
-                param=where,
-            ) from error
+            message = too_long(limit, error.num_tokens, self.body.max_tokens or 0)
+            raise RequestError(400, message, param=where) from error
 
     def _params(self, model: ConversationModel, token_ids: list[int], candidate: int) -> SamplingParams:
         body, sampling = self.body, self.sampling
         room = max(1, model.max_model_len - len(token_ids))
         ranks = body.num_candidates > body.num_outputs
+        stops = tuple(sorted(model.vocabulary.stop_token_ids))
         return SamplingParams(
             max_tokens=min(DEFAULT_MAX_TOKENS if body.max_tokens is None else max(1, body.max_tokens), room),
             temperature=1.0 if body.temperature is None else body.temperature,
@@ -156,8 +153,9 @@ class CompletionRequest(WireRequest):
             min_p=sampling.min_p,
             seed=None if body.seed is None else output_seed(body.seed, candidate),
             stop=body.stops,
-            stop_token_ids=() if body.ignore_eos else tuple(sorted(model.vocabulary.stop_token_ids)),
+            stop_token_ids=() if body.ignore_eos else stops,
             ignore_eos=bool(body.ignore_eos),
+            hidden_token_ids=stops if body.ignore_eos else (),
             logprobs=ranks if body.logprobs is None else body.logprobs,
             prompt_logprobs=bool(body.echo) and body.logprobs is not None,
             logit_bias=_bias(body.logit_bias, model.vocabulary.num_ids),
@@ -168,7 +166,7 @@ class CompletionRequest(WireRequest):
             return None
         prompt = self.body.prompts[place]
         if isinstance(prompt, str):
-            return Echo(prompt, turn.prompt_token_ids[1:], self.prompt_only)
+            return Echo(prompt, turn.prompt_token_ids[self.body.begins :], self.prompt_only)
         known = [token for token in prompt if token < model.vocabulary.size]
         return Echo(model.prompts.tokenizer.decode(known), turn.prompt_token_ids, self.prompt_only)
 
@@ -176,10 +174,11 @@ class CompletionRequest(WireRequest):
 def _bias(given: dict[str, float] | None, num_ids: int) -> dict[int, float] | None:
     """Bias by token id. RequestError for what is no token or out of range."""
     bias: dict[int, float] = {}
+    most = len(str(num_ids))  # digits; Python does not read thousands of them
     for name, value in (given or {}).items():
-        if not (name.isascii() and name.isdigit()) or int(name) >= num_ids:
-            raise invalid(f"logit_bias.{name}", value, f"token ids in [0, {num_ids - 1}]")
+        if not (name.isascii() and name.isdigit() and len(name) <= most) or int(name) >= num_ids:
+            raise invalid(f"logit_bias.{name[:20]}", value, f"token ids in [0, {num_ids - 1}]")
         if not -100.0 <= value <= 100.0:
             raise invalid(f"logit_bias.{name}", value, "[-100, 100]")
-        bias[int(name)] = value
+        bias[int(name)] = float(value)
     return bias or None

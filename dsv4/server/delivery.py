@@ -62,7 +62,7 @@ class Answer(Response):
         """Sends the answer. After an error only `fail` sends."""
         raise NotImplementedError
 
-    async def fail(self, error: Exception) -> None:
+    async def fail(self, error: RequestError) -> None:
         """Reports an error after the status line has been sent."""
         raise NotImplementedError
 
@@ -75,9 +75,13 @@ class Answer(Response):
         except Exception as error:
             refused = RequestError.from_engine(error)
             if self.started:
-                await self.fail(error)
+                if refused is None:
+                    logger.error("%s %r failed", scope["method"], scope["path"], exc_info=error)
+                elif refused is not error:  # of the engine, which has logged it: hundreds of answers may end at once
+                    logger.error("%s %r failed: %s", scope["method"], scope["path"], error)
+                await self.fail(refused or RequestError(500, str(error)))
             elif refused is None:
-                raise  # the application answers 500 and logs the trace
+                raise  # UnexpectedErrorMiddleware answers 500 and logs the trace
             else:
                 await error_response(refused, scope["path"])(scope, receive, send)
 
@@ -142,14 +146,8 @@ class EventStream(Answer):
                 await self.emit(frame.encode())
         await self.emit(self._job.wire_format.last_words(), more=False)
 
-    async def fail(self, error: Exception) -> None:
-        wire_format, told = self._job.wire_format, RequestError.from_engine(error)
-        if told is None:
-            logger.error("%s %s failed", wire_format.name, self._job.id, exc_info=error)
-            told = RequestError(500, str(error))
-        elif told is not error:  # of the engine, which has logged it: hundreds of streams may end at once
-            logger.error("%s %s failed: %s", wire_format.name, self._job.id, error)
-        await self.emit(wire_format.failure(told, self._job.reader).encode(), more=False)
+    async def fail(self, error: RequestError) -> None:
+        await self.emit(self._job.wire_format.failure(error, self._job.reader).encode(), more=False)
 
 
 class JsonWhenReady(Answer):
@@ -169,8 +167,8 @@ class JsonWhenReady(Answer):
         text = await self._work()
         await self.emit(text.encode(), more=False)
 
-    async def fail(self, error: Exception) -> None:
-        raise error
+    async def fail(self, error: RequestError) -> None:
+        """Sends nothing: the HTTP server closes the connection of an answer that has no end."""
 
 
 @contextlib.asynccontextmanager

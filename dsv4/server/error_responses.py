@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dsv4.engine import EngineError, QueueFullError
 from dsv4.engine.errors import PromptRefusedError
@@ -28,7 +29,7 @@ def error_response(error: RequestError, path: str) -> Response:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Formats every error of a route, the router or the framework with `error_response`."""
+    """Formats the errors that routes, the router and the framework raise on purpose with `error_response`."""
 
     async def on_request_error(request: Request, error: Exception) -> Response:
         return error_response(cast(RequestError, error), request.url.path)
@@ -48,18 +49,41 @@ def install_error_handlers(app: FastAPI) -> None:
     async def on_disconnect(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # the client is gone
 
-    async def on_other(request: Request, error: Exception) -> Response:
+    async def on_engine_error(request: Request, error: Exception) -> Response:
         refused = RequestError.from_engine(error)
-        if refused is None:
-            logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-            refused = RequestError(500, "Internal server error")
+        assert refused is not None, "the handler of what the engine raises"
         return error_response(refused, request.url.path)
 
     app.add_exception_handler(RequestError, on_request_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_wrong_parameter)
-    app.add_exception_handler(EngineError, on_other)
-    app.add_exception_handler(QueueFullError, on_other)
-    app.add_exception_handler(PromptRefusedError, on_other)
+    for kind in (EngineError, QueueFullError, PromptRefusedError):
+        app.add_exception_handler(kind, on_engine_error)
     app.add_exception_handler(ClientDisconnect, on_disconnect)
-    app.add_exception_handler(Exception, on_other)
+
+
+class UnexpectedErrorMiddleware:
+    """Answers 500 for any other exception, and logs its trace.
+
+    A handler for Exception would run outside of all middleware: its answer had neither a request id nor the headers
+    that let a page of another origin read it. An answer that has begun is left to the HTTP server, which cuts it off.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note)
+        except Exception as error:
+            if scope["type"] != "http" or begun:
+                raise
+            logger.error("%s %r failed", scope["method"], scope["path"], exc_info=error)
+            await error_response(RequestError(500, "Internal server error"), scope["path"])(scope, receive, send)

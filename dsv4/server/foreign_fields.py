@@ -10,21 +10,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
+from dsv4.engine.sampling_params import MAX_SEED
 from dsv4.server.unchecked_json import Json
 from dsv4.server.wishes import invalid, refuse_sampling, refuse_wishes, unavailable
 
 _MAX_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-MAX_SEED = (1 << 63) - 1
+_FREE_CHOICES = ("none", "auto")  # of tools, where there are none
 
 _GRAMMARS = (
     *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"),
     *("regex", "ebnf", "grammar", "json_schema"),
 )
-_OF_SERVERS = {  # vLLM's and others'
+_OF_SERVERS = {  # vLLM's, SGLang's and others'
     "min_tokens": "this server has no minimum length of answers",
+    "min_new_tokens": "this server has no minimum length of answers",
     "stop_token_ids": "this server stops at strings only",
+    "stop_regex": "this server stops at strings only",
     "bad_words": "this server excludes no words from answers",
+    "allowed_token_ids": "this server excludes no tokens from answers",
     "logits_processors": "this server does not process logits",
+    "custom_logit_processor": "this server does not process logits",
+    "lora_path": "this server has no adapters beside its models",
+    "documents": "this server reads none beside the prompt; put their text into it",
     "use_beam_search": "this server samples answers",
     "include_stop_str_in_output": "this server ends an answer before its stop string",
     "truncate_prompt_tokens": "this server does not truncate prompts",
@@ -40,6 +47,7 @@ _OF_CHATS = _OF_SERVERS | {
     "mcp_servers": "this server calls no other servers",
     "container": "this server runs no code",
 }
+_NO_TOOLS = "a completion calls no tools; declare them in Chat Completions"
 _IN_MESSAGES = "send the conversation in `messages`"
 _NO_STATE = dict.fromkeys(("previous_response_id", "conversation", "prompt"), _IN_MESSAGES)
 
@@ -83,7 +91,7 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
     },
     "completions": _OF_SERVERS
     | _grammars("a completion has no form; ask for one in Chat Completions", "response_format", "output_format")
-    | dict.fromkeys(("tools", "functions"), "a completion calls no tools; declare them in Chat Completions")
+    | dict.fromkeys(("tools", "functions"), _NO_TOOLS)
     | dict.fromkeys(("messages", "system", "instructions"), "a completion has no conversation; use Chat Completions")
     | {
         "stop_sequences": "name stop strings in `stop`",
@@ -99,6 +107,11 @@ def refuse_foreign(request: Json, name: str) -> None:
     """RequestError 400 for a field that another API knows, and that cannot be done in the format `name`."""
     refuse_wishes(request, REFUSED[name])
     refuse_sampling(request)
+    refuse_template(request)
+    if name != "completions" and request.get("best_of") not in (None, 1):
+        raise invalid("best_of", request["best_of"], "1; several candidates are computed in Completions only")
+    if name == "completions" and request.get("tool_choice") and request["tool_choice"] not in _FREE_CHOICES:
+        raise unavailable("tool_choice", _NO_TOOLS)
     for field, owners in _FORMS.items():
         value: object = request.get(field)
         if name not in owners and isinstance(value, dict):
@@ -106,6 +119,13 @@ def refuse_foreign(request: Json, name: str) -> None:
     modalities: object = request.get("modalities")
     if isinstance(modalities, list) and any(kind != "text" for kind in cast("list[object]", modalities)):
         raise invalid("modalities", cast(object, modalities), '["text"]')
+
+
+def refuse_template(request: Json) -> None:
+    """RequestError 400 for a prompt of another form than the model's."""
+    refuse_wishes(request, {"chat_template": "the model's own prompt format is used"})
+    if request.get("add_generation_prompt") is False:
+        raise invalid("add_generation_prompt", False, "true: a prompt ends where the answer begins")
 
 
 def _form(name: str) -> str:

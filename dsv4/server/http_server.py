@@ -15,6 +15,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dsv4.notices import SparseLog
 from dsv4.server.connections import MAX_HEAD_BYTES, ClientConnection, ClientLimits, ServingClock
 from dsv4.server.drain import Drain
 from dsv4.server.error_responses import error_response
@@ -25,7 +26,6 @@ from dsv4.server.request_log import RequestIdMiddleware
 logger = logging.getLogger("dsv4.server")
 
 _LAST_WORDS_SECONDS = 0.5  # time for cut-off answers to send their error
-_LOG_EVERY_SECONDS = 60.0
 _NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -54,7 +54,7 @@ class HttpServer(uvicorn.Server):
         self._listening, self._drain, self._limits = listening, drain, limits
         self._max_connections = max_connections
         self._clock = ServingClock()
-        self._last_logged = -_LOG_EVERY_SECONDS
+        self._log = SparseLog(logger)
         self._jobs: list[asyncio.Task[None]] = []
         self._signalled = False
         self.on_ready: Callable[[], None] = lambda: None  # called once requests are accepted
@@ -127,7 +127,7 @@ class HttpServer(uvicorn.Server):
             except OSError as error:  # the client failed or file descriptors ran out: neither ends the server
                 if error.errno in _NO_RESOURCES:
                     self._close_idlest()
-                    self._log_sometimes(f"cannot accept connections: {error.strerror}; raise ulimit -n")
+                    self._log.warn(f"cannot accept connections: {error.strerror}; raise ulimit -n")
                 await asyncio.sleep(0.1)
                 continue
             connection = self._new_connection(full=not self._make_room())
@@ -153,7 +153,7 @@ class HttpServer(uvicorn.Server):
         """True if one more connection is within the limit, if need be after closing the idlest connection."""
         if len(self.server_state.connections) < self._max_connections or self._close_idlest():
             return True
-        self._log_sometimes(f"all {self._max_connections} connections are in use; new ones are answered 503")
+        self._log.warn(f"all {self._max_connections} connections are in use; new ones are answered 503")
         return False
 
     def _close_idlest(self) -> bool:
@@ -168,12 +168,6 @@ class HttpServer(uvicorn.Server):
 
     def _connections(self) -> list[ClientConnection]:
         return [known for known in self.server_state.connections if isinstance(known, ClientConnection)]
-
-    def _log_sometimes(self, message: str) -> None:
-        now = time.monotonic()
-        if now - self._last_logged >= _LOG_EVERY_SECONDS:
-            self._last_logged = now
-            logger.warning(message)
 
 
 async def _full(scope: Scope, receive: Receive, send: Send) -> None:

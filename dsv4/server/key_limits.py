@@ -14,6 +14,8 @@ from dsv4.server.error_responses import error_response
 from dsv4.server.errors import RequestError, retry_after
 from dsv4.server.users import key_of
 
+# POST requests that compute nothing with a model: editors count tokens dozens of times at once.
+_FREE = ("/count_tokens", "/input_tokens", "/tokenize", "/detokenize", "/cancel")
 BUSY_SECONDS = 1.0  # after which a key with all its requests open may try again
 
 
@@ -130,5 +132,8 @@ class KeyLimitMiddleware:
 
 
 def _computes(scope: Scope) -> bool:
-    """True for a POST request, and for one to /inspect/ID/POSITION."""
-    return scope["method"] == "POST" or (scope["path"].startswith("/inspect/") and scope["path"].count("/") > 2)
+    """True for a POST request but those that are free, and for one to /inspect/ID/POSITION."""
+    path: str = scope["path"]
+    if scope["method"] == "POST":
+        return not path.endswith(_FREE)
+    return path.startswith("/inspect/") and path.count("/") > 2

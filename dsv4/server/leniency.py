@@ -7,7 +7,6 @@ content_parts.py and wishes.py.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,17 +35,27 @@ def adapt_body(body: bytes, change: Callable[[Json], None]) -> Adapted:
     """
     try:
         request: object = json.loads(body)
-        copied: object = copy.deepcopy(request)  # its recursion limit is lower than that of json
     except (ValueError, RecursionError):
         return Adapted(body)  # deepseek-recipe will raise the error
     if not isinstance(request, dict):
         return Adapted(body)
-    original, adapted = cast(Json, request), cast(Json, copied)
-    check_sizes(original)
+    original = cast(Json, request)
+    check_sizes(original)  # before the copy, which takes as much again
+    try:
+        adapted = cast(Json, _copy(original))
+    except RecursionError:
+        return Adapted(body)
     refuse_parts(original)
     change(adapted)
     sampling = Sampling.of(original)
     return Adapted(body if adapted == original else json.dumps(adapted).encode(), sampling, original)
+
+
+def _copy(value: object) -> object:
+    """The value with objects and arrays of its own. JSON has each once: copy.deepcopy's notes would take gigabytes."""
+    if isinstance(value, dict):
+        return {name: _copy(field) for name, field in cast(Json, value).items()}
+    return [_copy(item) for item in cast("list[object]", value)] if isinstance(value, list) else value
 
 
 def strip_context_suffix(request: Json) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import cast
 
 from dsv4.engine import TokenEvent
 from dsv4.server.key_limits import KeyLimiter
+from dsv4.server.wire_format import AnswerReader
 from dsv4.usage.ledger import Ledger
 from dsv4.usage.prices import OfficialCost, Tokens, official_cost, price_list
 from dsv4.usage.records import UsageRecord, masked, plain, time_text
@@ -36,13 +36,10 @@ class Meter:
         request_id: str,
         client: Client,
         num_prompt_tokens: Sequence[int],
-        end_of_reasoning: int | None,
         limiter: KeyLimiter | None = None,
-        prompt_only: bool = False,
     ) -> None:
-        """`num_prompt_tokens`: of each answer of the job, 0 for a further one to a prompt. `end_of_reasoning`: id of
-        the token that ends the reasoning; None for answers without it. `limiter`: of the client's key. `prompt_only`:
-        the answers' tokens do not count.
+        """`num_prompt_tokens`: of each answer of the job, 0 for a further one to a prompt. `limiter`: of the client's
+        key.
         """
         self._limiter = limiter
         self._take(sum(num_prompt_tokens), client.key)
@@ -50,39 +47,31 @@ class Meter:
         self._request_id = request_id
         self._client = client
         self._num_prompt_tokens = list(num_prompt_tokens)  # of answers that have not begun
-        self._end_of_reasoning = end_of_reasoning
         self._arrived = datetime.now(UTC)
         self._started = time.monotonic()
-        self._reasons = [end_of_reasoning is not None] * len(num_prompt_tokens)
-        self._hit = self._miss = self._output = self._reasoning = 0
+        self._hit = self._miss = 0
+        self._outputs, self._reasonings = [0] * len(num_prompt_tokens), [0] * len(num_prompt_tokens)  # of each answer
         self._finish_reasons: list[str | None] = [None] * len(num_prompt_tokens)
-        self._prompt_only = prompt_only
 
     def _take(self, tokens: int, key: str | None) -> None:
         if self._limiter is not None and key is not None:
             self._limiter.take(key, tokens)
 
-    def count(self, event: TokenEvent, place: int = 0) -> None:
-        """Adds the tokens of an event of answer `place`."""
+    def count(self, event: TokenEvent, reader: AnswerReader, place: int = 0) -> None:
+        """Takes what `reader` counts of answer `place` after an event."""
         self._finish_reasons[place] = event.finish_reason
         prompt = self._num_prompt_tokens[place]
         if prompt:
             self._hit += event.cached_tokens
             self._miss += prompt - event.cached_tokens
             self._num_prompt_tokens[place] = 0
-        if self._prompt_only:
-            return
-        self._take(len(event.token_ids), self._client.key)
-        if self._reasons[place]:
-            end = self._end_of_reasoning
-            self._reasons[place] = end not in event.token_ids
-            self._reasoning += len(event.token_ids) if self._reasons[place] else event.token_ids.index(cast(int, end))
-        self._output += len(event.token_ids)
+        self._take(reader.num_tokens - self._outputs[place], self._client.key)
+        self._outputs[place], self._reasonings[place] = reader.num_tokens, reader.num_reasoning_tokens
 
     @property
     def tokens(self) -> Tokens:
         """Of the events so far."""
-        return Tokens(self._hit, self._miss, self._output, self._reasoning)
+        return Tokens(self._hit, self._miss, sum(self._outputs), sum(self._reasonings))
 
     @property
     def official_cost(self) -> OfficialCost | None:

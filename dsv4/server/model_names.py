@@ -18,10 +18,10 @@ _FLASH = "deepseek-v4-flash"  # it and its dated ids are answered as deepseek-fl
 _LONG_CONTEXT = "[1m]"
 
 
-def conversion_options(names: Sequence[str], thinking: bool) -> recipe.ConversionOptions:
-    """deepseek-recipe's options for models of these names. `thinking`: the default if a request does not set it."""
+def conversion_options(names: Sequence[str]) -> recipe.ConversionOptions:
+    """deepseek-recipe's options for models of these names, which think unless a request says otherwise."""
     return recipe.ConversionOptions(
-        default_thinking_mode=thinking,
+        default_thinking_mode=True,
         messages_web_search=recipe.WebSearchBehavior.Drop,
     ).with_model_versions_by_name(dict.fromkeys(names, VERSION))
 
@@ -50,9 +50,9 @@ def options_for(name: str, options: recipe.ConversionOptions, *, claude: bool = 
     return options
 
 
-def check_name(name: str, options: recipe.ConversionOptions) -> None:
-    """RequestError 400 for a name that is no model's; the message lists the names."""
-    known = options_for(name, options).model_versions_by_name
+def check_name(name: str, options: recipe.ConversionOptions, *, claude: bool = False) -> None:
+    """RequestError 400 for a name that is no model's; the message lists the names. `claude`: as of `options_for`."""
+    known = options_for(name, options, claude=claude).model_versions_by_name
     if name not in known:
         message = f"The supported API model names are {', '.join(sorted(known))}, but you passed {name}."
         raise RequestError(400, message, param="model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from typing import TypeVar, cast
@@ -16,18 +17,20 @@ from dsv4.server.wishes import invalid
 M = TypeVar("M", bound=BaseModel)
 
 _HEAD = "Failed to deserialize the JSON body into the target type"
+_ENCODER, _SHOWN = json.JSONEncoder(), 80  # characters of a wrong value
 _RANGE_FAULTS = ("greater_than_equal", "greater_than", "less_than_equal", "less_than", "finite_number")
 
 
 def read_json_object(body: bytes) -> Json:
     """A body as a JSON object. RequestError 400 for anything else, and for text that is none."""
     try:
-        request: object = json.loads(body)
+        text = body.decode(json.detect_encoding(body), "surrogatepass")
+        request: object = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RequestError(400, f"{_HEAD}: {error}") from error
     if not isinstance(request, dict):
         raise RequestError(400, f"{_HEAD}: {type(request).__name__} is no object")
-    place = unreadable_text(cast(Json, request))
+    place = unreadable_text(text, cast(Json, request))
     if place is not None:
         raise RequestError(400, f"{_HEAD}: {place} holds bytes or escapes that are no text", param=place)
     return cast(Json, request)
@@ -37,6 +40,9 @@ def validated(
     model: type[M], request: Json, ranges: Mapping[str, str] | None = None, types: Mapping[str, str] | None = None
 ) -> M:
     """A request as an instance of the model. RequestError 400 names the first fault.
+
+    pydantic notes every fault in a list or an object, with which one body could take gigabytes: the elements of such
+    fields are checked elsewhere (SkipValidation).
 
     `ranges`: ranges of fields in the hosted service's words. `types`: words for the types of fields with several.
     """
@@ -51,8 +57,12 @@ def validated(
     if kind in _RANGE_FAULTS:
         worded = (ranges or {}).get(name)
         raise invalid(name, request[name], allowed) if worded is None else out_of_range(name, worded)
-    allowed = (types or {}).get(name, allowed)
-    raise _type_fault(f"{name}: {json.dumps(request.get(name))[:80]}; allowed: {allowed}", name)
+    raise wrong_type(name, request.get(name), (types or {}).get(name, allowed))
+
+
+def wrong_type(name: str, value: object, allowed: str) -> RequestError:
+    shown = "".join(itertools.islice(_ENCODER.iterencode(value), _SHOWN))  # no more of a long list than is shown
+    return _type_fault(f"{name}: {shown[:_SHOWN]}; allowed: {allowed}", name)
 
 
 def out_of_range(name: str, allowed: str) -> RequestError:

@@ -89,7 +89,7 @@ class RecipeFormat(WireFormat):
             converted = self.converted(adapted.body, options, structure)
         except (recipe.ConversionError, ValueError) as error:
             raise self._refusal(body, options, error) from error
-        _refuse_continued(converted.conversation, self.format_field)
+        _refuse_form(converted.conversation, self.format_field)
         _refuse_choice(structure, converted.conversation)
         return RecipeRequest(
             model,
@@ -206,10 +206,15 @@ class RecipeRequest(WireRequest):
         return self.wire_format.whole_answer(answer_id, self.model, len(turn.prompt_token_ids))
 
 
-def _refuse_continued(conversation: recipe.Conversation, field: str) -> None:
+def _refuse_form(conversation: recipe.Conversation, field: str) -> None:
     """RequestError for forms that no constraint can have."""
     if conversation.response_format == "text":
         return
+    if conversation.response_format == "json_schema" and not isinstance(conversation.response_schema, dict):
+        shown = json.dumps(conversation.response_schema)  # `true` allows anything, `false` nothing
+        raise RequestError(400, f"Invalid schema for {field}: {shown}; allowed: a JSON object", param=field)
+    if conversation.response_format == "regex" and not conversation.response_regex:
+        raise RequestError(400, f"Invalid regex for {field}: ''; allowed: a text of at least 1 character", param=field)
     if conversation.messages and conversation.messages[-1].prefix:
         raise unavailable(field, "an answer that continues a given beginning has no form of its own")
     if conversation.response_format == "regex" and conversation.tools:

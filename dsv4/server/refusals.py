@@ -25,10 +25,10 @@ def describe(
     `parse` and `convert` parse and convert a body with deepseek-recipe and raise its errors.
     """
     refused = RequestError.from_recipe(error)
-    request = _readable(body)
+    text, request = _readable(body)
     if request is None:
         return refused
-    place = unreadable_text(request)
+    place = unreadable_text(text, request)
     if place is not None:
         return RequestError(400, f"{refused.message}: {place} holds bytes or escapes that are no text", param=place)
     if is_bad_json(error):
@@ -49,13 +49,14 @@ def is_bad_json(error: Exception) -> bool:
     return str(error).startswith("invalid JSON request")
 
 
-def _readable(body: bytes) -> Json | None:
-    """The body as JSON, with invalid bytes as lone surrogates; None if it is no JSON object."""
+def _readable(body: bytes) -> tuple[str, Json | None]:
+    """The body as text, with invalid bytes as lone surrogates, and as JSON; None for the latter if it is no object."""
+    text = body.decode("utf-8", "surrogateescape")
     try:
-        request: object = json.loads(body.decode("utf-8", "surrogateescape"))
+        request: object = json.loads(text)
     except (ValueError, RecursionError):
-        return None
-    return cast(Json, request) if isinstance(request, dict) else None
+        return text, None
+    return text, cast(Json, request) if isinstance(request, dict) else None
 
 
 def _judge(check: Callable[[bytes], object]) -> Judge:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from dsv4.engine import Timings, TokenEvent
+from dsv4.engine import TokenEvent
 from dsv4.server.custom_tools import custom_input
 from dsv4.server.errors import RequestError
 from dsv4.server.sealed_reasoning import seal
 from dsv4.server.unchecked_json import Json
-from dsv4.server.wire_format import AnswerReader
+from dsv4.server.wire_format import AnswerReader, OuterReader
 
 _ENDS = ("response.completed", "response.incomplete")
 _CALL, _ARGUMENTS, _INPUT = "function_call", "response.function_call_arguments", "response.custom_tool_call_input"
@@ -49,29 +49,22 @@ class Asked:
     custom: frozenset[tuple[str | None, str]]
 
 
-class ResponseReader:
+class ResponseReader(OuterReader):
     """Reads an answer's events from those of deepseek-recipe.
 
     `on_end`: is given the response before its last event is sent; returns True if it has stored it.
     """
 
     def __init__(self, answer: AnswerReader, asked: Asked, on_end: Callable[[Json], bool] | None = None) -> None:
-        self._answer, self._asked, self._on_end = answer, asked, on_end
+        super().__init__(answer)
+        self._asked, self._on_end = asked, on_end
         self._count = 0  # of events
         self._response: Json = {}  # the latest response object
         self._items: list[Json] = []  # that are complete
         self._custom_items: dict[str, str] = {}  # id of a function call -> id of its custom tool call
 
-    @property
-    def timings(self) -> Timings | None:
-        return self._answer.timings
-
-    @property
-    def finished(self) -> bool:
-        return self._answer.finished
-
     def push(self, event: TokenEvent) -> list[ResponseEvent]:
-        found = [json.loads(chunk.to_json()) for chunk in self._answer.push(event)]
+        found = [json.loads(chunk.to_json()) for chunk in self._inner.push(event)]
         return [self._numbered(fields) for given in found for fields in self._read(given)]
 
     def failed(self, error: RequestError) -> ResponseEvent:
@@ -94,6 +87,8 @@ class ResponseReader:
             response = cast(Json, event["response"])
             response |= self._asked.reported
             response["output"] = list(self._items)
+            if response.get("usage") is not None:  # deepseek-recipe tokenizes the text of the reasoning once more
+                response["usage"]["output_tokens_details"]["reasoning_tokens"] = self.num_reasoning_tokens
             self._response = response
             if kind in _ENDS and self._on_end is not None:
                 response["store"] = self._on_end(response)

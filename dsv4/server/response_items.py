@@ -79,12 +79,12 @@ def _in_order(items: list[object]) -> Iterator[object]:
     """
     outputs: dict[object, list[int]] = {}
     for index, item in enumerate(items):
-        if _kind(item) in OUTPUTS:
+        if kind_of(item) in OUTPUTS:
             outputs.setdefault(_call_id(item), []).append(index)
     moved: set[int] = set()
     group: list[object] = []  # ids of adjacent calls
     for index, item in enumerate([*items, None]):
-        if _kind(item) in _CALLS:
+        if kind_of(item) in _CALLS:
             group.append(_call_id(item))
             yield item
             continue
@@ -97,7 +97,8 @@ def _in_order(items: list[object]) -> Iterator[object]:
             yield item
 
 
-def _kind(item: object) -> object:
+def kind_of(item: object) -> object:
+    """`type` of an item; None for what has none."""
     return cast(Json, item).get("type") if isinstance(item, dict) else None
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from dsv4.engine.sampling_params import MAX_SEED
 from dsv4.server.schemas import Effort, FunctionName, Open
 
 MAX_METADATA = 16
@@ -72,7 +73,7 @@ class ResponsesBody(InputTokensBody):
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2, description="Has no effect while the model thinks")
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=0, lt=1 << 63)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
     stream: bool | None = None
     store: bool | None = Field(None, description="true if omitted")
     include: list[str] | None = None

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import TypeVar, cast
 
-from dsv4.server.response_items import OUTPUTS
+from dsv4.server.response_items import OUTPUTS, kind_of
 from dsv4.server.unchecked_json import Json
 
 T = TypeVar("T")
@@ -46,11 +46,7 @@ def _begins_turn(before: object, item: object) -> bool:
 
 def _begins_round(before: object, item: object) -> bool:
     """True if the model goes on after the outputs of its calls."""
-    return _kind(before) in OUTPUTS and _kind(item) not in OUTPUTS
-
-
-def _kind(item: object) -> object:
-    return cast(Json, item).get("type") if isinstance(item, dict) else None
+    return kind_of(before) in OUTPUTS and kind_of(item) not in OUTPUTS
 
 
 def _role(item: object) -> object:

@@ -23,10 +23,7 @@ from dsv4.usage.ledger import Ledger
 from dsv4.usage.store import open_store
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
     from dsv4.engine.interface import Engine
-    from dsv4.server.drain import Drain
 
 
 logger = logging.getLogger("dsv4.server")
@@ -79,9 +76,11 @@ def serve(model: str | Path | Sequence[str | Path] | None = None, **options: Any
         server = HttpServer(app, listening, drain, limits, bound)
 
         def load() -> list[Engine]:
+            from dsv4.server.app import Services, create_app
+
             engines = load_engines(models, config, engine_config)
             try:
-                made = _make_app(engines, config, is_loopback(listening), drain, responses, ledger)
+                made = create_app(engines, config, Services(drain, responses, ledger, is_loopback(listening)))
             except BaseException:
                 close_all(engines)
                 raise
@@ -98,41 +97,6 @@ def serve(model: str | Path | Sequence[str | Path] | None = None, **options: Any
         if ledger is not None:
             ledger.close()  # before the engines, whose close may end the process
         close_engines(loading.result(), seconds=max(1.0, drain.remaining))
-
-
-def _make_app(
-    engines: list[Engine],
-    config: ServerConfig,
-    loopback: bool,
-    drain: Drain,
-    responses: ResponseStore,
-    ledger: Ledger | None,
-) -> ASGIApp:
-    from dsv4.server.app import create_app
-    from dsv4.server.key_limits import KeyLimits
-    from dsv4.server.origin import OriginPolicy
-
-    origins = OriginPolicy(
-        bound_host=config.host,
-        loopback=loopback,
-        needs_key=bool(config.api_keys),
-        allowed_hosts=tuple(config.allowed_hosts),
-        allowed_origins=tuple(config.allowed_origins),
-    )
-    return create_app(
-        engines,
-        api_keys=config.api_keys,
-        origins=origins,
-        drain=drain,
-        share_prefixes=config.share_prefixes,
-        log_prompts=config.log_prompts,
-        retired_models=config.retired_models,
-        responses=responses,
-        ledger=ledger,
-        key_limits=KeyLimits(config.max_requests_per_key, config.tokens_per_minute_per_key),
-        aliases=config.model_aliases,
-        turn_memory_bytes=config.turn_memory_bytes,
-    )
 
 
 def close_engines(engines: Sequence[Engine], seconds: float) -> None:

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MAX_TOKENS = 393216
+from dsv4.engine.sampling_params import MAX_SEED
+from dsv4.server.hosted_limits import MAX_ALTERNATIVES, MAX_STOPS, MAX_TOKENS
+
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "ultra", "max"]
 
 
@@ -110,7 +112,7 @@ class ChatBody(Open):
     min_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Has no effect")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="Has no effect")
-    seed: int | None = Field(None, ge=0, lt=1 << 63)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
     stop: str | list[str] | None = None
     n: Literal[1] | None = None
     stream: bool | None = None
@@ -120,7 +122,7 @@ class ChatBody(Open):
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
     chat_template_kwargs: dict[str, Any] | None = None
     return_progress: bool | None = None
     timings_per_token: bool | None = None
@@ -241,13 +243,13 @@ class CountTokensBody(Open):
 
 class MessagesBody(CountTokensBody):
     max_tokens: int | None = Field(None, ge=1, description=f"Values over {MAX_TOKENS} are lowered to it")
-    stop_sequences: list[str] | None = Field(None, max_length=16)
+    stop_sequences: list[str] | None = Field(None, max_length=MAX_STOPS)
     stream: bool | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=0, lt=1 << 63)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
     metadata: dict[str, Any] | None = None
     cache_salt: str | None = Field(None, min_length=1)
 

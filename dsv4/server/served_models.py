@@ -21,9 +21,9 @@ class ServedModel:
     conversation: ConversationModel
 
     @classmethod
-    def of(cls, engine: Engine, name: str | None = None, said: SaidTurns | None = None) -> ServedModel:
-        """`name`: default is the model's own. `said`: memory of turns. ValueError for a model without a tokenizer."""
-        return cls(name or engine.llm.name, engine, ConversationModel(engine.llm, said))
+    def of(cls, engine: Engine, said: SaidTurns | None = None) -> ServedModel:
+        """The model of an engine. `said`: memory of turns. ValueError for a model without a tokenizer."""
+        return cls(engine.llm.name, engine, ConversationModel(engine.llm, said))
 
     def conversation_of(self, key: str | None, salt: str | None) -> ConversationModel:
         """The conversations of an API key whose prefixes have this salt; nobody else's turns are known to it."""

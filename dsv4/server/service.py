@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from dsv4.conversation.answer import thinks
 from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.turn import Turn
 from dsv4.engine import ProgressEvent, Timings, TokenEvent
@@ -26,7 +25,6 @@ from dsv4.server.requests import Bodies
 from dsv4.server.served_models import ServedModel, ServedModels
 from dsv4.server.threads import BodyThreads
 from dsv4.server.wire_format import AnswerReader, Chunk, WireFormat, WireRequest
-from dsv4.tokenizer.special import END_THINK
 from dsv4.usage.ledger import Ledger
 
 EngineEvents = AsyncGenerator[TokenEvent | ProgressEvent, None]
@@ -64,8 +62,13 @@ class Job:
 
     @property
     def timings(self) -> Timings | None:
-        """Of the latest event of the first answer."""
-        return self.parts[0].reader.timings
+        """Of the latest event of the first answer, without tokens behind its end: a step may have several."""
+        reader, timings = self.reader, self.reader.timings
+        if timings is None or not reader.finished or timings.num_output_tokens == reader.num_tokens:
+            return timings
+        drafted = timings.num_output_tokens - reader.num_tokens - 1  # the last token of a step is no draft
+        accepted = max(0, timings.num_accepted_tokens - drafted)
+        return replace(timings, num_output_tokens=reader.num_tokens, num_accepted_tokens=accepted)
 
 
 class ChatService:
@@ -74,15 +77,13 @@ class ChatService:
     def __init__(
         self,
         models: ServedModels,
-        thinking: bool = True,
         sharing: str = "all",
         ledger: Ledger | None = None,
         limiter: KeyLimiter | None = None,
         log_prompts: bool = False,
     ) -> None:
-        """`thinking`: the default for requests that do not set it; True in the hosted service. `sharing`: of stored
-        prefixes, see server/isolation.py. `ledger`: keeps the usage of every job. `limiter`: of API keys.
-        `log_prompts`: every prompt is logged.
+        """`sharing`: of stored prefixes, see server/isolation.py. `ledger`: keeps the usage of every job. `limiter`: of
+        API keys. `log_prompts`: every prompt is logged.
         """
         self._log_prompts = log_prompts
         self._ledger, self.limiter = ledger, limiter
@@ -90,7 +91,7 @@ class ChatService:
         self.models = models
         self.recent = RecentAnswers()
         self.bodies, self.threads = Bodies(), BodyThreads()
-        self.options = conversion_options(models.names, thinking)
+        self.options = conversion_options(models.names)
 
     def check(self) -> None:
         """EngineError or QueueFullError if no request can be accepted, whatever it asks for."""
@@ -104,12 +105,15 @@ class ChatService:
                 refusals.append(refusal)
         raise refusals[-1]
 
-    def find(self, name: str | None) -> ServedModel:
-        """The model of a name that a request gives, by default the first. RequestError 400 for an unknown name."""
+    def find(self, name: str | None, *, claude: bool = False) -> ServedModel:
+        """The model of a name that a request gives, by default the first. RequestError 400 for an unknown name.
+
+        `claude`: Anthropic's names are known too.
+        """
         if name is None:
             return self.models.first
         name = without_context_suffix(name)
-        check_name(name, self.options)
+        check_name(name, self.options, claude=claude)
         return self.models.find(name)
 
     def prepare(self, wire_format: WireFormat, body: bytes, key: str | None = None) -> Job:
@@ -139,22 +143,10 @@ class ChatService:
             field = "tools" if error.field == "tools" else wire_format.format_field
             raise RequestError(400, f"Invalid schema for {field}: {error.reason}", param=field) from error
         client = Client(wire_format.name, request.model, key, request.user)
-        meter = self._meter(request, answer_id, client, conversation, turns)
+        meter = Meter(self._ledger, answer_id, client, request.prompt_counts(turns), self.limiter)
         first = self.recent.begin(answer_id, served.name, key or "", turns[0].prompt_token_ids)
         recent = [first, *[None] * (len(turns) - 1)]
         return Job(wire_format, answer_id, request, tuple(map(Part, turns, readers, events, recent)), meter)
-
-    def _meter(
-        self,
-        request: WireRequest,
-        answer_id: str,
-        client: Client,
-        conversation: ConversationModel,
-        turns: Sequence[Turn],
-    ) -> Meter:
-        end = conversation.prompts.tokenizer.special_id(END_THINK) if thinks(turns[0].parsing) else None
-        counts = request.prompt_counts(turns)
-        return Meter(self._ledger, answer_id, client, counts, end, self.limiter, request.prompt_only)
 
     def count_tokens(self, wire_format: WireFormat, body: bytes, key: str | None = None) -> int:
         """Number of tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
@@ -204,17 +196,30 @@ class ChatService:
         return parts[0] if len(parts) == 1 else merged(parts)
 
     async def _run_part(self, part: Part, meter: Meter, place: int) -> AsyncGenerator[Chunk | ProgressEvent, None]:
+        sampled = 0
         async with contextlib.aclosing(part.events) as events:
             async for event in events:
                 if isinstance(event, ProgressEvent):
                     yield event
                     continue
-                meter.count(event, place)
-                if event.finish_reason == "abort":  # an answer that is not what was asked for must not look like it
+                aborted = event.finish_reason == "abort"
+                try:
+                    chunks: Sequence[Chunk] = () if aborted else part.reader.push(event)
+                finally:
+                    meter.count(event, part.reader, place)
+                if aborted:  # an answer that is not what was asked for must not look like it
                     raise RequestError(500, "the requested form of the answer is too complex to be followed further")
+                sampled += len(event.token_ids)
                 if part.recent is not None:
-                    part.recent.extend(event)
-                for chunk in part.reader.push(event):
+                    dropped = sampled - part.reader.num_tokens if part.reader.finished else 0
+                    part.recent.extend(_without(event, dropped) if dropped else event)
+                for chunk in chunks:
                     yield chunk
                 if part.reader.finished:
                     return
+
+
+def _without(event: TokenEvent, dropped: int) -> TokenEvent:
+    """An event without its last tokens, which stand behind the end of the answer."""
+    token_ids = event.token_ids[: max(0, len(event.token_ids) - dropped)]
+    return replace(event, token_ids=token_ids, num_accepted_tokens=min(event.num_accepted_tokens, len(token_ids)))

@@ -7,25 +7,24 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from dsv4.server.chat_completions import CHAT
 from dsv4.server.errors import RequestError
+from dsv4.server.foreign_fields import REFUSED, refuse_template
 from dsv4.server.openapi import operation
-from dsv4.server.pydantic_refusals import read_json_object, validated
+from dsv4.server.pydantic_refusals import read_json_object, validated, wrong_type
 from dsv4.server.served_models import ServedModel
 from dsv4.server.service import ChatService
+from dsv4.server.unchecked_json import are_integers
 from dsv4.server.users import key_of
 from dsv4.server.wishes import invalid, refuse_wishes
 
 PATHS = ("/tokenize", "/v1/tokenize")
 REVERSE_PATHS = ("/detokenize", "/v1/detokenize")
-_WISHES = {
-    "chat_template": "the model's own prompt format is used",
-    "continue_final_message": "begin an answer with `prefix` in the last message",
-}
+_CONTINUE = "continue_final_message"
 
 
 class TokenizeBody(BaseModel):
@@ -52,7 +51,7 @@ class DetokenizeBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     model: str | None = None
-    tokens: list[int] = Field(description="Token ids")
+    tokens: SkipValidation[list[int]] = Field(description="Token ids, as many as the context has at most")
 
 
 class DetokenizeAnswer(BaseModel):
@@ -92,9 +91,8 @@ def tokenize(service: ChatService, body: bytes, key: str | None = None) -> Token
     served = service.find(fields.model)
     if (fields.prompt is None) == (fields.messages is None):
         raise RequestError(400, "Give either prompt or messages", param="prompt")
-    if fields.add_generation_prompt is False:
-        raise invalid("add_generation_prompt", False, "true, as for an answer")
-    refuse_wishes(request, _WISHES)
+    refuse_template(request)
+    refuse_wishes(request, {_CONTINUE: REFUSED[CHAT.name][_CONTINUE]})
     if fields.prompt is not None:
         tokens = served.conversation.prompts.tokenizer.encode(fields.prompt)
         if fields.add_special_tokens is not False:
@@ -111,7 +109,11 @@ def detokenize(service: ChatService, body: bytes) -> DetokenizeAnswer:
     """Text of a request's token ids, special tokens as they are spelled. RequestError 400 names what is wrong."""
     fields = validated(DetokenizeBody, read_json_object(body))
     served = service.find(fields.model)
-    tokenizer = served.conversation.prompts.tokenizer
+    tokenizer, most = served.conversation.prompts.tokenizer, served.conversation.max_model_len
+    if not are_integers(fields.tokens):
+        raise wrong_type("tokens", fields.tokens, "a list of token ids, each a valid integer")
+    if len(fields.tokens) > most:
+        raise RequestError(400, f"tokens has {len(fields.tokens)} elements; allowed: {most}", param="tokens")
     for place, token in enumerate(fields.tokens):
         if not 0 <= token < tokenizer.vocab_size:
             raise invalid(f"tokens[{place}]", token, f"token ids in [0, {tokenizer.vocab_size - 1}]")

@@ -44,7 +44,40 @@ class AnswerReader(Protocol):
         """True once the answer is complete, maybe before its tokens end."""
         ...
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the answer so far, as its usage counts them: without those behind its end."""
+        ...
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Those of them that were sampled before the end of the reasoning."""
+        ...
+
     def push(self, event: TokenEvent) -> Sequence[Chunk]: ...
+
+
+class OuterReader:
+    """A reader over another, whose chunks it completes: it counts as that one does."""
+
+    def __init__(self, inner: AnswerReader) -> None:
+        self._inner = inner
+
+    @property
+    def timings(self) -> Timings | None:
+        return self._inner.timings
+
+    @property
+    def finished(self) -> bool:
+        return self._inner.finished
+
+    @property
+    def num_tokens(self) -> int:
+        return self._inner.num_tokens
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        return self._inner.num_reasoning_tokens
 
 
 class WholeAnswer(Protocol):
@@ -85,11 +118,6 @@ class WireRequest(ABC):
     def answers_per_prompt(self) -> int:
         """Successive turns that have the same prompt, which counts once."""
         return 1
-
-    @property
-    def prompt_only(self) -> bool:
-        """True: what the model writes is not shown and does not count."""
-        return False
 
     def prompt_counts(self, turns: Sequence[Turn]) -> list[int]:
         """Tokens of each turn's prompt as they count: 0 for a further answer to a prompt."""

@@ -40,6 +40,7 @@ class Sampling:
         return cls(max(top_k, 0), float(min_p), bool(ignore_eos), seed if isinstance(seed, int) else None)
 
 
+_MAX_SHOWN = 300  # characters of a wrong value in its refusal
 # llama.cpp's samplers and switches -> the values that change nothing.
 _LLAMA_NEUTRAL: dict[str, tuple[object, ...]] = {
     "mirostat": (0,),
@@ -96,5 +97,6 @@ def unavailable(name: str, reason: str) -> RequestError:
 
 
 def invalid(name: str, value: object, allowed: str) -> RequestError:
-    shown = value if not isinstance(value, float) or math.isfinite(value) else str(value)
-    return RequestError(400, f"Invalid {name} value {shown!r}; allowed: {allowed}", param=name)
+    shown = repr(value if not isinstance(value, float) or math.isfinite(value) else str(value))
+    shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}..."
+    return RequestError(400, f"Invalid {name} value {shown}; allowed: {allowed}", param=name)

@@ -7,16 +7,15 @@ import itertools
 import logging
 import queue
 import threading
-import time
 from collections.abc import Sequence
 
+from dsv4.notices import SparseLog
 from dsv4.usage.records import UsageRecord
 from dsv4.usage.store import TABLE, UsageStore, insert
 
 CAPACITY = 10_000  # records that wait for the database; further ones are dropped and counted
 _BATCH = 500  # records per transaction
 _PATIENCE_SECONDS = 0.2  # between two looks at whether the ledger is closing
-_LOG_EVERY_SECONDS = 60.0
 _RETRY_SECONDS = (0.1, 0.5, 2.0, 5.0)  # pauses after failures in a row; the last one repeats
 
 logger = logging.getLogger("dsv4.server")
@@ -31,7 +30,7 @@ class Ledger:
         self._waiting: queue.Queue[UsageRecord] = queue.Queue(capacity)
         self._closing = threading.Event()
         self._counting = threading.Lock()
-        self._last_logged = float("-inf")
+        self._log = SparseLog(logger)
         self.num_written = 0
         self.num_dropped = 0
         self._thread = threading.Thread(target=self._write_forever, name="dsv4-usage", daemon=True)
@@ -89,7 +88,7 @@ class Ledger:
             try:
                 insert(self._store, batch)
             except Exception as error:  # each database has errors of its own; none may end this thread
-                self._log(f"usage records cannot be written and wait: {error}")
+                self._log.warn(f"usage records cannot be written and wait: {error}")
                 if last:
                     return False
                 self._closing.wait(pause)
@@ -102,10 +101,4 @@ class Ledger:
         with self._counting:
             self.num_dropped += count
         if count:
-            self._log(f"{reason} ({self.num_dropped} so far)")
-
-    def _log(self, message: str) -> None:
-        now = time.monotonic()
-        if now - self._last_logged >= _LOG_EVERY_SECONDS:
-            self._last_logged = now
-            logger.warning(message)
+            self._log.warn(f"{reason} ({self.num_dropped} so far)")

@@ -30,6 +30,8 @@ from dsv4.engine.sampling_params import SamplingParams
         ("prompt_logprobs", 3, "True or False"),
         ("json_object", None, "True or False"),
         ("json_schema", [1], "a JSON object"),
+        ("json_schema", False, "a JSON object"),
+        ("hidden_token_ids", 5, "a list of token ids"),
         ("choice", [], "at least 1 string"),
         ("choice", "ab", "at least 1 string"),
     ],
@@ -40,6 +42,12 @@ def test_a_bad_value_is_named_with_what_is_allowed(field: str, value: object, al
     shown = repr(value) if isinstance(value, str) else value
     assert f"SamplingParams.{field} is {shown}" in str(error.value)
     assert allowed in str(error.value)
+
+
+def test_a_schema_is_a_constraint_whatever_it_says() -> None:
+    assert SamplingParams(json_schema={}).is_constrained and SamplingParams(json_schema={}).constraint_field
+    with pytest.raises(ValueError, match="json_schema is False; allowed: a JSON object"):
+        SamplingParams(json_schema=False, grammar_after=(5,))  # pyright: ignore[reportArgumentType]
 
 
 def test_ids_and_salts_are_checked() -> None:

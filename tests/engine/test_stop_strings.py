@@ -1,8 +1,12 @@
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dsv4.engine.outputs import SampledToken
+from dsv4.engine.request import Request
+from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.stop_strings import StopMatcher
 
 
@@ -51,3 +55,37 @@ def test_any_split_gives_the_same_text(text: str, stops: list[str], cuts: list[i
     shown, matched = whole
     assert not any(stop in shown for stop in stops)
     assert text.startswith(shown + (matched or ""))
+
+
+class Halves:
+    """Decoder of letters by their number; 0 is the first half of a character."""
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def push(self, token_id: int, /) -> str:
+        self._half = "" if token_id else "\ufffd"
+        return chr(token_id) if token_id else ""
+
+    def flush(self) -> str:
+        return self._half
+
+
+@pytest.mark.parametrize(("last", "reason", "cause"), [(0, "stop", "g\ufffd"), (ord("x"), "length", None)])
+@pytest.mark.parametrize("together", [True, False])
+def test_a_stop_string_that_half_a_character_completes_has_ended_the_request(
+    last: int, reason: str, cause: str | None, together: bool
+) -> None:
+    params = SamplingParams(max_tokens=3, stop=["g\ufffd"], hidden_token_ids=[7])
+    request = Request(1, [5], params, 0, frozenset(), 100, Halves(), text_vocab_size=300)
+    sampled = [SampledToken(token) for token in (ord("n"), ord("g"), last)]
+    events = [request.append(step, 0.0) for step in ([sampled] if together else [[token] for token in sampled])]
+    assert "".join(event.text for event in events) == request.output.text == ("n" if cause else "ngx")
+    assert (events[-1].finish_reason, request.output.stop_reason) == (reason, cause)
+
+
+def test_a_hidden_token_has_no_text_and_ends_nothing() -> None:
+    params = SamplingParams(max_tokens=4, ignore_eos=True, hidden_token_ids=[ord("E")])
+    request = Request(1, [5], params, 0, frozenset(), 100, Halves(), text_vocab_size=300)
+    request.append([SampledToken(ord(letter)) for letter in "aEbE"], 0.0)
+    assert (request.output.text, request.output.finish_reason, len(request.output.token_ids)) == ("ab", "length", 4)

@@ -16,7 +16,8 @@ import pytest
 
 from dsv4.engine import LLM, AsyncEngine
 from dsv4.engine.process.client import EngineProcess
-from dsv4.server.app import create_app
+from dsv4.server.app import Services, create_app
+from dsv4.server.config import ServerConfig
 from dsv4.server.connections import ClientLimits
 from dsv4.server.drain import Drain
 from dsv4.server.http_server import HttpServer
@@ -77,14 +78,17 @@ class Served:
 
 @contextlib.contextmanager
 def serving(llm: LLM | EngineProcess, model: ScriptedModel | None = None, **options: object) -> Iterator[Served]:
-    """Runs the HTTP server in a thread on a free port of the loopback interface."""
+    """Runs the HTTP server in a thread on a free port of the loopback interface. `options`: of it, its app's config,
+    and the services that are not made here.
+    """
     engine = AsyncEngine(llm) if isinstance(llm, LLM) else llm
     listening = bind("127.0.0.1", 0)
     drain = Drain(grace_seconds=1.0)
     limits = ClientLimits(options.pop("client_seconds", 60.0))  # type: ignore[arg-type]
     bound: int = options.pop("max_connections", 256)  # type: ignore[assignment]
     others: list[AsyncEngine] = options.pop("others", [])  # type: ignore[assignment]
-    app = create_app([engine, *others], drain=drain, **options)  # type: ignore[arg-type]
+    given = {name: options.pop(name) for name in ("responses", "ledger", "keep_alive_seconds") if name in options}
+    app = create_app([engine, *others], ServerConfig(**options), Services(drain, **given))  # type: ignore[arg-type]
     server = HttpServer(app, listening, drain, limits, bound)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -102,7 +106,7 @@ def serving(llm: LLM | EngineProcess, model: ScriptedModel | None = None, **opti
 
 @pytest.fixture
 def serve(folder: Path) -> Callable[..., contextlib.AbstractContextManager[Served]]:
-    """serve(model, **options of create_app and LLM) -> a running server."""
+    """serve(model, **options of `serving` and LLM) -> a running server."""
 
     def start(model: ScriptedModel, **options: object) -> contextlib.AbstractContextManager[Served]:
         names = ("max_num_seqs", "max_model_len", "max_num_waiting", "max_queue_seconds")

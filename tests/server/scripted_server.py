@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dsv4.engine import AsyncEngine
 from dsv4.engine.process.client import EngineProcess
-from dsv4.server.app import create_app
+from dsv4.server.app import Services, create_app
 from dsv4.server.connections import ClientLimits
 from dsv4.server.drain import Drain
 from dsv4.server.http_server import HttpServer
@@ -36,7 +36,7 @@ def main(settings: dict[str, object]) -> None:
         own_process = settings.pop("engine_process", False)
         make = partial(scripted_llm, folder, settings)
         engine = EngineProcess(make) if own_process else AsyncEngine(make())
-        server = HttpServer(create_app(engine, drain=drain), listening, drain, limits, bound)
+        server = HttpServer(create_app([engine], services=Services(drain)), listening, drain, limits, bound)
         server.on_ready = lambda: print(address(listening), flush=True)
         server.run()
         close_engines([engine], seconds=max(1.0, drain.remaining))

@@ -3,6 +3,7 @@ import pytest
 
 from dsv4.engine import LLM, AsyncEngine
 from dsv4.server.app import create_app
+from dsv4.server.config import ServerConfig
 
 KEYS = ["sk-first-key-1234", "sk-second"]
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20}
@@ -71,5 +72,5 @@ def test_without_keys_everything_is_open(server) -> None:
 def test_an_empty_key_is_refused_at_start(model, folder) -> None:
     engine = AsyncEngine(LLM(model, folder=folder))
     with pytest.raises(ValueError, match="an API key is an empty string"):
-        create_app(engine, api_keys=["good", ""])
+        create_app([engine], ServerConfig(api_keys=["good", ""]))
     engine.close()

@@ -205,6 +205,13 @@ def test_sampling_parameters_reach_the_engine(server, monkeypatch) -> None:
         ({"stream_options": {}}, "stream_options", "along with stream = true"),
         ({"logit_bias": {"300": 1}}, "logit_bias.300", "token ids in [0, 299]"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5", "[-100, 100]"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias." + "9" * 20, "token ids in [0, 299]"),
+        ({"logit_bias": {"5": "1"}}, "logit_bias", "a valid number"),
+        ({"logit_bias": [5]}, "logit_bias", "a valid dictionary"),
+        ({"stop": ["a", 5]}, "stop", "a valid string"),
+        ({"prompt": [1, True]}, "prompt", "a text, token ids, or a list of these"),
+        ({"prompt": "", "add_special_tokens": False}, "prompt", "an empty text, and add_special_tokens is false"),
+        ({"add_special_tokens": 1}, "add_special_tokens", "a valid boolean"),
         ({"response_format": {"type": "json_object"}}, "response_format", "Chat Completions"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "Chat Completions"),
         ({"mirostat": 2}, "mirostat", "Invalid mirostat value 2; allowed: 0"),
@@ -231,7 +238,7 @@ def test_a_prompt_that_does_not_fit_is_refused_in_the_words_that_clients_read(se
         ids = list(range(100, 164))
         assert complete(served, prompt=ids, max_tokens=50).usage.completion_tokens == 1
         assert complete(served, prompt=ids[:60], max_tokens=50, echo=True, logprobs=1).choices[0].text
-        for prompt in ([*ids, 5], "cat " * 5000):
+        for prompt in ([*ids, 5], [*ids, -1], "cat " * 5000):
             with pytest.raises(openai.BadRequestError, match="maximum context length is 64 tokens. However, you") as e:
                 complete(served, prompt=["a", prompt], max_tokens=50)
             assert e.value.param == "prompt[1]"
@@ -256,3 +263,44 @@ def test_a_full_queue_and_a_failing_engine_are_errors(serve, model) -> None:
         model.fail = "out of order"
         with pytest.raises(openai.InternalServerError, match="out of order"):
             complete(served, prompt=["a", "b"])
+
+
+def test_a_prompt_without_the_begin_of_sentence_is_what_tokenize_says(server) -> None:
+    for prompt in ("the cat", "<｜User｜>"):
+        body = {"model": "tiny", "prompt": prompt, "add_special_tokens": False}
+        tokens = server.http().post("/tokenize", json=body).json()["tokens"]
+        echoed = (
+            server.http().post("/v1/completions", json=body | {"echo": True, "logprobs": 0, "max_tokens": 2}).json()
+        )
+        assert server.model.prompts[-1] == tokens != []
+        (choice,) = echoed["choices"]
+        assert choice["text"].startswith(prompt) and choice["logprobs"]["token_logprobs"][0] is None
+        assert choice["logprobs"]["text_offset"][: len(tokens)].count(0) == 1
+    assert server.http().post("/v1/completions", json={"model": "tiny", "prompt": "the cat"}).status_code == 200
+    assert server.model.prompts[-1][0] == 0
+
+
+def test_the_end_of_the_sentence_is_never_text(server) -> None:
+    """With ignore_eos the model may write it anywhere; its log-probability is there like any other's."""
+    server.model.reply = " sat"
+    extra = {"ignore_eos": True}
+    answer = complete(server, max_tokens=9, logprobs=0, extra_body=extra)
+    (choice,) = answer.choices
+    assert (choice.text, choice.finish_reason, answer.usage.completion_tokens) == (" sat", "length", 9)
+    written = len(server.model.tokenizer.encode(" sat"))
+    ends = 9 - written
+    assert choice.logprobs.tokens[written:] == ["<｜end▁of▁sentence｜>"] * ends
+    assert choice.logprobs.text_offset[written:] == [len(" sat")] * ends
+    assert streamed(server, max_tokens=9, extra_body=extra)[1] == {0: " sat"}
+
+
+def test_a_stop_string_that_ends_in_half_a_character_has_ended_the_answer(server) -> None:
+    server.model.reply = "xyza\u9f98"
+    written = len(server.model.tokenizer.encode("xyza"))
+    answer = complete(server, max_tokens=written + 1, logprobs=0, stop=["za\ufffd"])
+    (choice,) = answer.choices
+    assert (choice.text, choice.finish_reason) == ("xy", "stop")
+    assert answer.usage.completion_tokens == written + 1
+    assert all(offset < len(choice.text) for offset in choice.logprobs.text_offset) and choice.logprobs.tokens
+    plain = complete(server, max_tokens=written + 1, stop=["b\ufffd"]).choices[0]
+    assert (plain.text, plain.finish_reason) == ("xyza\ufffd", "length")

@@ -115,7 +115,46 @@ def test_the_rest_is_refused_with_a_hint(server: Any, path: str, fields: dict[st
 
 
 @pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("allowed_token_ids", [5, 6]),
+        ("chat_template", "{{x}}"),
+        ("add_generation_prompt", False),
+        ("documents", [{"text": "d"}]),
+        ("stop_regex", "a+"),
+        ("min_new_tokens", 50),
+        ("custom_logit_processor", "x"),
+        ("lora_path", "x"),
+    ],
+)
+def test_what_would_change_the_answer_on_other_servers_is_refused(
+    server: Any, path: str, name: str, value: object
+) -> None:
+    refused = post(server, path, **{name: value})
+    error = refused.json()["error"]
+    assert refused.status_code == 400 and error["param"] == name and name in error["message"], refused.text
+
+
+@pytest.mark.parametrize("path", CHATS)
+def test_several_candidates_are_refused_but_in_completions(server: Any, path: str) -> None:
+    refused = post(server, path, best_of=5)
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "best_of", refused.text
+    assert post(server, path, best_of=1).status_code == 200
+    assert post(server, COMPLETIONS, best_of=2).status_code == 200
+
+
+def test_a_completion_is_not_told_to_call_tools(server: Any) -> None:
+    for choice in ("required", {"type": "function", "function": {"name": "f"}}):
+        refused = post(server, COMPLETIONS, tool_choice=choice)
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "tool_choice", refused.text
+    for choice in ("none", "auto", None):
+        assert post(server, COMPLETIONS, tool_choice=choice).status_code == 200
+
+
+@pytest.mark.parametrize("path", BODIES)
 def test_fields_that_nobody_knows_have_no_effect(server: Any, path: str) -> None:
     quiet = {"dsh_session_log": 1, "text": {"format": {"type": "text"}}, "functions": [], "modalities": ["text"]}
+    quiet |= {"add_generation_prompt": True, "documents": [], "chat_template": None, "best_of": None}
     quiet |= {"thinking": {"type": "disabled"}, "reasoning_effort": "none", "repetition_penalty": 1.0, "seed": None}
     assert post(server, path, **quiet).status_code == 200

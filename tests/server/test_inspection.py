@@ -18,7 +18,7 @@ from dsv4.engine.draft_length import FixedLength
 from dsv4.model.token_trace import TokenTrace
 from dsv4.model_folder import resolve_model
 from dsv4.server.inspection import MAX_TRACES
-from dsv4.server.key_limits import KeyLimiter, KeyLimits
+from dsv4.server.key_limits import KeyLimiter
 from dsv4.server.recent_answers import RecentAnswers
 from dsv4.server.schemas import Inspection, TracedToken
 from tests.server.conftest import ScriptedModel, Served, serving
@@ -137,7 +137,7 @@ def test_a_client_has_one_trace_and_all_have_a_few(
             open_traces.pop()
         raise AssertionError
 
-    with serve(model, api_keys=keys, key_limits=KeyLimits(max_requests=2)) as served, contextlib.ExitStack() as stack:
+    with serve(model, api_keys=keys, max_requests_per_key=2) as served, contextlib.ExitStack() as stack:
         real = served.engine.trace
         monkeypatch.setattr(served.engine, "trace", endless)
         paths = {key: f"/inspect/{client(served, key).post(CHAT, json=ASK).json()['id']}/0" for key in keys}
@@ -161,7 +161,7 @@ def test_a_client_has_one_trace_and_all_have_a_few(
 def test_a_trace_is_one_of_the_requests_of_its_key(
     model: ScriptedModel, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serve(model, api_keys=["sk-1"], key_limits=KeyLimits(max_requests=1)) as served:
+    with serve(model, api_keys=["sk-1"], max_requests_per_key=1) as served:
         http, statuses = client(served), list[int]()
         answer = http.post(CHAT, json=ASK).json()["id"]
 
@@ -184,7 +184,7 @@ def test_a_trace_takes_the_tokens_that_it_reads(
         return TokenTrace(0, [], [], {})
 
     taken = list[tuple[str, int]]()
-    with serve(model, api_keys=["sk-1"], key_limits=KeyLimits(tokens_per_minute=10**6)) as served:
+    with serve(model, api_keys=["sk-1"], tokens_per_minute_per_key=10**6) as served:
         http = client(served)
         answer = http.post(CHAT, json=ASK).json()["id"]
         monkeypatch.setattr(served.engine, "trace", trace)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anthropic
@@ -13,6 +14,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from dsv4.server.errors import RequestError
+from dsv4.server.formats import FORMATS
 from dsv4.server.key_limits import KeyLimiter, KeyLimitMiddleware, KeyLimits
 from dsv4.server.keys import ApiKey, collect_keys, masked
 from dsv4.server.users import remember_key
@@ -27,7 +29,7 @@ def with_key(key: str) -> dict[str, str]:
 
 def test_a_key_with_all_its_requests_open_is_told_to_wait(model, serve) -> None:
     model.reply, model.seconds_per_step = "</think>" + "word " * 3000, 0.01
-    with serve(model, api_keys=["sk-1", "sk-2"], key_limits=KeyLimits(max_requests=1)) as served:
+    with serve(model, api_keys=["sk-1", "sk-2"], max_requests_per_key=1) as served:
         http = served.http()
         with http.stream("POST", CHAT, json=BODY | {"stream": True}, headers=with_key("sk-1")) as answer:
             lines = answer.iter_lines()  # dropping it would close the answer
@@ -45,6 +47,30 @@ def test_a_key_with_all_its_requests_open_is_told_to_wait(model, serve) -> None:
             bad = httpx.post(served.url + CHAT, json=BODY | {"temperature": 9}, headers=with_key("sk-1"))
             assert bad.status_code == 400
         assert http.post(CHAT, json=BODY | {"max_tokens": 1}, headers=with_key("sk-1")).status_code == 200
+
+
+def test_what_computes_nothing_needs_no_place_and_no_tokens(model, serve) -> None:
+    """An editor counts tokens dozens of times at once, beside an answer."""
+    model.reply, model.seconds_per_step = "</think>" + "word " * 3000, 0.01
+    limits = {"max_requests_per_key": 1, "tokens_per_minute_per_key": 5}
+    with serve(model, api_keys=["sk-1"], **limits) as served, ThreadPoolExecutor(40) as threads:
+        http = served.http(headers=with_key("sk-1"))
+        with http.stream("POST", CHAT, json=BODY | {"stream": True}) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            asked = {"model": "tiny", "messages": BODY["messages"]}
+            counts = [threads.submit(http.post, f"{MESSAGES}/count_tokens", json=asked) for _ in range(40)]
+            assert {count.result().status_code for count in counts} == {200}
+            assert len({count.result().json()["input_tokens"] for count in counts}) == 1
+            for path, body in (
+                *((path, asked) for known in FORMATS for path in known.count_tokens_paths),
+                ("/v1/responses/input_tokens", {"model": "tiny", "input": "hi"}),
+                ("/tokenize", {"prompt": "hi"}),
+                ("/v1/detokenize", {"tokens": [5]}),
+            ):
+                assert http.post(path, json=body).status_code == 200, path
+            assert http.post("/v1/responses/resp_1/cancel").status_code == 404
+            assert http.post(CHAT, json=BODY).status_code == 429
 
 
 def test_a_request_has_ended_before_its_last_part_is_sent() -> None:
@@ -76,7 +102,7 @@ def test_a_request_has_ended_before_its_last_part_is_sent() -> None:
 
 
 def test_tokens_of_prompt_and_answer_count(model, serve) -> None:
-    with serve(model, api_keys=["sk-1"], key_limits=KeyLimits(tokens_per_minute=5)) as served:
+    with serve(model, api_keys=["sk-1"], tokens_per_minute_per_key=5) as served:
         served.key = "sk-1"
         answer = served.openai().chat.completions.create(**BODY)
         assert answer.usage.total_tokens > 5

@@ -195,7 +195,7 @@ def test_earlier_thinking_stays_only_where_tools_are_used(server, folder) -> Non
 
 
 def test_sampling_parameters_count_without_thinking_and_are_fixed_with_it(server) -> None:
-    service = ChatService(ServedModels([ServedModel.of(server.engine)]), thinking=True)
+    service = ChatService(ServedModels([ServedModel.of(server.engine)]))
     request = {"model": "tiny", "messages": QUESTION, "temperature": 0.2, "top_p": 0.5, "seed": 9, "max_tokens": 7}
     thinking = service.prepare(CHAT, json.dumps(request).encode()).turn.params
     assert (thinking.temperature, thinking.top_p, thinking.seed, thinking.max_tokens) == (1.0, 1.0, 9, 7)
@@ -204,12 +204,12 @@ def test_sampling_parameters_count_without_thinking_and_are_fixed_with_it(server
 
 
 def test_max_tokens_without_a_request_follows_thinking_and_the_room_left(server) -> None:
-    service = ChatService(ServedModels([ServedModel.of(server.engine)]), thinking=False)
+    service = ChatService(ServedModels([ServedModel.of(server.engine)]))
 
     def resolved(protocol, **request) -> tuple[int, int]:
         turn = service.prepare(protocol, json.dumps({"model": "tiny", "messages": QUESTION} | request).encode()).turn
         return turn.params.max_tokens, len(turn.prompt_token_ids)
 
-    assert resolved(CHAT)[0] == 8192, "the service's own default is not to think"
+    assert resolved(CHAT, thinking={"type": "disabled"})[0] == 8192
     limit, prompt_tokens = resolved(MESSAGES, thinking={"type": "enabled"})
     assert limit == 65536 - prompt_tokens, "65536 would go past the context"

@@ -19,18 +19,18 @@ def families(text: str) -> dict[str, object]:
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
-def samples(text: str) -> dict[str, float]:
+def samples(text: str, model: str = "tiny") -> dict[str, float]:
     """Sample name and labels but the model's -> value."""
     found: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            assert sample.labels.pop("model_name") == "tiny"
+            assert sample.labels.pop("model_name") == model
             found["/".join([sample.name, *sample.labels.values()])] = sample.value
     return found
 
 
 def test_prometheus_reads_what_was_counted(model, serve) -> None:
-    with serve(model, model_name="tiny") as served:
+    with serve(model) as served:
         for _ in range(3):
             assert served.http().post("/v1/chat/completions", json=BODY).status_code == 200
         served.wait_until_idle()
@@ -50,7 +50,7 @@ def test_prometheus_reads_what_was_counted(model, serve) -> None:
 
 def test_running_requests_are_shown_while_the_engine_is_busy(model, serve) -> None:
     model.reply, model.seconds_per_step = "</think>" + "word " * 3000, 0.01
-    with serve(model, model_name="tiny", max_num_seqs=1) as served:
+    with serve(model, max_num_seqs=1) as served:
         leave = threading.Event()
 
         def hold() -> None:
@@ -106,9 +106,10 @@ def test_the_load_of_every_expert_is_shown() -> None:
 
     llm = LLM(max_model_len=1024)
     config = llm.config
-    with serving(llm, model_name="tiny") as served:
-        assert served.http().post("/v1/chat/completions", json=BODY | {"max_tokens": 5}).status_code == 200
+    with serving(llm) as served:
+        body = BODY | {"model": llm.name, "max_tokens": 5}
+        assert served.http().post("/v1/chat/completions", json=body).status_code == 200
         served.wait_until_idle()
-        got = samples(served.http().get("/metrics").text)
+        got = samples(served.http().get("/metrics").text, llm.name)
     loads = [got[f"dsv4:expert_tokens_total/{expert}/0"] for expert in range(config.n_routed_experts)]
     assert sum(loads) == got["vllm:iteration_tokens_total_sum"] * config.num_experts_per_tok > 0

@@ -88,10 +88,30 @@ def test_retired_ids_think_as_they_did_where_they_are_allowed(serve, model) -> N
 
 
 def test_aliases_are_further_ids(serve, model) -> None:
-    with serve(model, aliases=["gpt-5"]) as served:
+    with serve(model, model_aliases=["gpt-5"]) as served:
         assert chat(served, "gpt-5").model == "gpt-5"
         listed = ["tiny", "gpt-5", "deepseek-flash", "deepseek-v4-pro", "deepseek-v4-flash"]
         assert [known.id for known in served.openai().models.list()] == listed
+
+
+def test_a_name_that_requests_may_use_is_shown(serve, model) -> None:
+    with serve(model, model_aliases=["openai/gpt-5"]) as served:
+        for path, shown in (
+            ("/v1/models/deepseek-v4-flash-0731", "deepseek-v4-flash-0731"),
+            ("/models/deepseek-v4-pro[1m]", "deepseek-v4-pro"),
+            ("/anthropic/v1/models/claude-opus-4-6[1m]", "claude-opus-4-6"),
+            ("/v1/models/claude-opus-4-6", "claude-opus-4-6"),
+            ("/v1/models/openai/gpt-5", "openai/gpt-5"),
+            ("/v1/models/openai%2Fgpt-5", "openai/gpt-5"),
+        ):
+            answer = served.http().get(path)
+            assert (answer.status_code, answer.json().get("id")) == (200, shown), path
+            assert answer.json()["root"] == "tiny"
+        for name in ("beta/models/claude-opus-4-6", "v1/models/deepseek-chat", "v1/models/openai/gpt-6"):
+            answer = served.http().get(f"/{name}")
+            assert answer.status_code == 404 and "There is no model" in answer.json()["error"]["message"]
+        assert served.openai().models.retrieve("openai/gpt-5").id == "openai/gpt-5"
+        assert served.http().get("/v1/models/").json()["object"] == "list"
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,8 @@ def test_the_servers_own_page_may_use_it_by_every_loopback_name(server) -> None:
 
 
 def test_listed_hosts_and_origins_pass_and_pages_may_read_the_answers(model, serve) -> None:
-    policy = OriginPolicy(allowed_hosts=("chat.example",), allowed_origins=("https://pages.example",))
-    with serve(model, origins=policy, api_keys=["sk-1"]) as served:
+    listed = {"allowed_hosts": ["chat.example"], "allowed_origins": ["https://pages.example"]}
+    with serve(model, **listed, api_keys=["sk-1"]) as served:
         key = {"Authorization": "Bearer sk-1"}
         assert post(served, Host="chat.example:443", Origin="https://chat.example", **key).status_code == 200
         assert post(served, Host="other.example", **key).status_code == 403

@@ -22,7 +22,7 @@ from dsv4.server.responses import RESPONSES
 from .scripted_model import ScriptedModel
 
 FORMATS = {"chat": CHAT, "messages": MESSAGES, "responses": RESPONSES}
-OPTIONS = conversion_options(["tiny"], thinking=True)
+OPTIONS = conversion_options(["tiny"])
 GENERATED = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 TEXTS = st.one_of(
     st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12),

@@ -108,3 +108,39 @@ def test_a_path_cannot_forge_lines_of_the_log(model, serve, log: io.StringIO) ->
         served.http().get("/a%0Aforged line")
     (line,) = (line for line in log.getvalue().splitlines() if "forged" in line)
     assert "GET '/a\\nforged line' 404 in " in line and line.endswith("]")
+
+
+@pytest.mark.parametrize("log", [JsonFormatter], indirect=True)
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_unexpected_error_has_its_id_and_one_trace(model, serve, log: io.StringIO, monkeypatch, begun: bool) -> None:
+    """Answered 500 with what every answer has; one that has begun, with a blank line, is cut off."""
+    server_log = io.StringIO()
+    handler = logging.StreamHandler(server_log)
+
+    def fail(answer: object, event: object) -> None:
+        raise ValueError("no such token")
+
+    monkeypatch.setattr("dsv4.conversation.answer.Answer.push", fail)
+    model.seconds_of_prefill = 0.3 if begun else 0.0
+    page = "https://pages.example"
+    headers = {"Origin": page, "x-request-id": "mine-500"}
+    seconds = 0.05 if begun else 60.0
+    with serve(model, allowed_origins=[page], keep_alive_seconds=seconds) as served:
+        logging.getLogger("uvicorn.error").addHandler(handler)  # whose handlers are set when a server is made
+        http = served.http(headers=headers)
+        if begun:
+            with pytest.raises(httpx.RemoteProtocolError):
+                http.post(CHAT, json=BODY)
+        else:
+            answer = http.post(CHAT, json=BODY)
+            assert answer.status_code == 500 and answer.json()["error"]["message"] == "Internal server error"
+            assert answer.headers["x-request-id"] == answer.headers["request-id"] == "mine-500"
+            assert answer.headers["access-control-allow-origin"] == page
+            assert http.get("/health").status_code == 200, "the connection stays open"
+    logging.getLogger("uvicorn.error").removeHandler(handler)
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    (trace,) = (line for line in lines if "no such token" in json.dumps(line))
+    assert trace["request_id"] == "mine-500" and trace["level"] == "error" and trace["error"].startswith("Traceback")
+    (end,) = (line for line in lines if line["logger"] == "dsv4.requests" and line["path"] == CHAT)
+    assert end["status"] == (200 if begun else 500)
+    assert "Traceback" not in server_log.getvalue()

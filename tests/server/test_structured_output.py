@@ -268,6 +268,22 @@ def test_a_form_that_cannot_be_had_is_refused(server, options: dict[str, Any], p
     assert place is None or error.value.param == place
 
 
+@THINKING
+def test_a_form_that_says_nothing_or_is_empty_is_refused(server, thinking: bool) -> None:
+    """A schema of true or false, which deepseek-recipe accepts, and a regex without a character."""
+    forms = [{"type": "json_schema", "json_schema": {"name": "a", "schema": schema}} for schema in (True, False)]
+    for form, words in zip([*forms, {"type": "regex", "regex": ""}], ("true", "false", "''"), strict=True):
+        with pytest.raises(openai.BadRequestError, match=f"for response_format: {words}; allowed") as error:
+            chat(server, False, thinking, response_format=form)
+        assert error.value.param == "response_format"
+    for schema in (True, False):
+        form = {"format": {"type": "json_schema", "name": "a", "schema": schema}}
+        effort = {"effort": "high" if thinking else "none"}
+        asked = {"model": "tiny", "input": "Give me json.", "text": form, "reasoning": effort}
+        refused = server.http().post("/v1/responses", json=asked)
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "text.format", refused.text
+
+
 def test_a_form_that_messages_cannot_have_is_refused(server) -> None:
     with pytest.raises(anthropic.BadRequestError, match="Invalid schema for output_config.format: .*uniqueItems"):
         messages(
@@ -300,7 +316,7 @@ def test_an_answer_that_its_constraint_cannot_follow_is_an_error(server, streame
 
 def test_prefixes_are_shared_as_configured(server) -> None:
     def salt(sharing: str, key: str | None, wire_format: WireFormat = CHAT, **fields: Any) -> str | None:
-        service = ChatService(ServedModels([ServedModel.of(server.engine)]), True, sharing)
+        service = ChatService(ServedModels([ServedModel.of(server.engine)]), sharing)
         body = {"model": "tiny", "messages": [USER], "max_tokens": 5} | fields
         return service.prepare(wire_format, json.dumps(body).encode(), key).turn.params.cache_salt
 

@@ -77,6 +77,10 @@ def test_messages_are_counted_with_the_turns_that_the_server_remembers(server) -
         ("/detokenize", {}, "tokens", "missing field `tokens`"),
         ("/detokenize", {"tokens": ["a"]}, "tokens", "a valid integer"),
         ("/detokenize", {"tokens": [5, 300]}, "tokens[1]", "token ids in [0, 299]"),
+        ("/detokenize", {"tokens": [5, True]}, "tokens", "a valid integer"),
+        ("/detokenize", {"tokens": [5] * 65537}, "tokens", "tokens has 65537 elements; allowed: 65536"),
+        ("/tokenize", {"messages": [USER] * 50_001}, "messages", "messages has 50001 elements; allowed: 50000"),
+        ("/tokenize", {"prompt": "a", "add_generation_prompt": False}, "add_generation_prompt", "true"),
     ],
 )
 def test_what_is_wrong_is_named(server, path: str, body: dict, param: str, words: str) -> None:
