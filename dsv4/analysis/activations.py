@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from dsv4.analysis.adapters import Adapters
 from dsv4.analysis.training_flops import Phase
 from dsv4.config import ModelConfig
 
@@ -16,6 +17,7 @@ from dsv4.config import ModelConfig
 Recompute = Literal["none", "attention", "experts", "sublayers", "blocks"]
 POLICIES: tuple[Recompute, ...] = get_args(Recompute)
 
+EXPERTS = ("experts", "shared_experts")
 STREAM_BYTES = 4  # per number of the residual streams, in every precision
 
 
@@ -76,11 +78,16 @@ class LayerActivations:
 
 
 def layer_activations(
-    config: ModelConfig, layer: int, phase: Phase = "sparse", sequence: int | None = None
+    config: ModelConfig,
+    layer: int,
+    phase: Phase = "sparse",
+    sequence: int | None = None,
+    adapters: Adapters | None = None,
 ) -> LayerActivations:
     """Activations of layer `layer` on documents of `sequence` tokens; MTP blocks follow the main layers.
 
-    sequence: None where all tokens read as many entries as the indexer chooses.
+    sequence: None where all tokens read as many entries as the indexer chooses. adapters: are trained alone, so that
+    only they keep the inputs of their matrices.
     """
     d, c, ql, heads = config.hidden_size, config.head_dim, config.q_lora_rank, config.num_attention_heads
     kind, k, streams = config.compression(layer), config.num_experts_per_tok, config.hc_mult
@@ -92,20 +99,28 @@ def layer_activations(
         if phase != "dense":
             index_heads, width = config.index_n_heads, config.index_head_dim
             indexer = index_heads * (width + 1) + 2 * kind.channels(width) + 2 * width // kind.ratio
-            attention += indexer
+            attention += indexer if adapters is None or adapters.indexer else 0
             indexer += d + ql  # its inputs; of its scores the gradients, as large as its queries and their weights
         if phase == "sparse":
             attention += 2 * config.index_topk  # int64
         lists = _list_bytes(config.index_topk, phase, None if sequence is None else sequence // kind.ratio)
     mi = config.moe_intermediate_size
     experts = d + k * 2 * mi + 3 * k + 3 * config.n_routed_experts + 2 * mi * config.n_shared_experts
+    fused = (streams + 2) * d if layer >= config.num_hidden_layers else 0
+    if adapters is not None:
+        part = f"layers.{layer}" if not fused else f"mtp.{layer - config.num_hidden_layers}"
+        attention += adapters.kept(part, "attn.") - _unkept_inputs(config, adapters, part)
+        experts += adapters.kept(part, "ffn.")
+        experts -= 0 if adapters.has(part, *(f"ffn.{kind}.{w}" for kind in EXPERTS for w in ("w1", "w3"))) else d
+        fused = d * adapters.has(part, "e_proj") + streams * d * adapters.has(part, "h_proj")
+        fused += adapters.kept(part, "e_proj") + adapters.kept(part, "h_proj")
     return LayerActivations(
         streams=streams * d,
         sites=2 * (d + (2 + streams) * streams + streams),
         attention=attention,
         experts=experts,
         width=d,
-        fused=(streams + 2) * d if layer >= config.num_hidden_layers else 0,
+        fused=fused,
         queries=heads * c,
         gathered=k * (d + mi) + config.n_shared_experts * mi,
         attention_gradients=d + 4 * heads * c,  # of outputs, rotated and not, and of queries; scaled queries
@@ -113,6 +128,19 @@ def layer_activations(
         lists=lists,
         indexer=indexer if phase == "warmup" else None,
     )
+
+
+def _unkept_inputs(config: ModelConfig, adapters: Adapters, part: str) -> int:
+    """Numbers per token of attention that are inputs of frozen matrices alone; wo_a never has an adapter."""
+    of_block = ("wq_a", "wkv", "compressor.wkv", "compressor.wgate", "indexer.weights_proj", "indexer.compressor.wkv",
+                "indexer.compressor.wgate")  # fmt: skip
+    inputs = {
+        of_block: config.hidden_size,
+        ("wq_b", "indexer.wq_b"): config.q_lora_rank,
+        ("wo_b",): config.o_groups * config.o_lora_rank,
+    }
+    unkept = (n for names, n in inputs.items() if not adapters.has(part, *(f"attn.{name}" for name in names)))
+    return config.num_attention_heads * config.head_dim + sum(unkept)
 
 
 def _list_bytes(top_k: int, phase: Phase, entries: int | None) -> int:

@@ -1,10 +1,15 @@
-"""FLOPs of training on documents, 2 per multiply-add: those of the model, without recomputation and the optimizer."""
+"""FLOPs of training on documents, 2 per multiply-add: those of the model, without recomputation and the optimizer.
+
+Of a run that trains adapters alone: without gradients of the frozen weights, with the adapters' products.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from dsv4.analysis.adapters import Adapters
 from dsv4.analysis.flops import decode_flops
 from dsv4.config import ModelConfig
 
@@ -12,30 +17,69 @@ BACKWARD = 2  # products of the backward per product of the forward: for the inp
 Phase = Literal["dense", "warmup", "sparse"]  # training/attention_phase.py
 
 
-def training_flops(config: ModelConfig, lengths: tuple[int, ...], phase: Phase = "sparse", mtp: bool = True) -> int:
-    """FLOPs of forward and backward on documents of these lengths."""
+@dataclass(frozen=True)
+class _Forward:
+    """FLOPs of a forward on one document: of products with weights that can be frozen; of those whose factors both have
+    gradients in any case, attention's on visible pairs and mHC's (whose kernels have no other); and the indexers'."""
+
+    linears: int
+    others: int
+    index_linears: int
+    index_scores: int
+
+
+def training_flops(
+    config: ModelConfig,
+    lengths: tuple[int, ...],
+    phase: Phase = "sparse",
+    mtp: bool = True,
+    adapters: Adapters | None = None,
+) -> float:
+    """FLOPs of forward and backward on documents of these lengths, one micro-batch; of `adapters` if they are trained
+    alone."""
+    if adapters is not None:
+        return sum(adapter_flops(config, lengths, phase, mtp, adapters))
     total = 0
     for length in lengths:
-        backbone, indexer = _forward_flops(config, length, phase != "sparse", mtp)
-        total += backbone * (1 if phase == "warmup" else 1 + BACKWARD)
-        total += 0 if phase == "dense" else indexer * (1 + BACKWARD)
+        one = _forward_flops(config, length, phase != "sparse", mtp)
+        total += (one.linears + one.others) * (1 if phase == "warmup" else 1 + BACKWARD)
+        total += 0 if phase == "dense" else (one.index_linears + one.index_scores) * (1 + BACKWARD)
     return total
 
 
-@lru_cache(maxsize=4096)
-def _forward_flops(config: ModelConfig, length: int, dense: bool, mtp: bool) -> tuple[int, int]:
-    """FLOPs of a forward on one document, without the indexers and of them; of attention those on visible pairs.
+def adapter_flops(
+    config: ModelConfig, lengths: tuple[int, ...], phase: Phase, mtp: bool, adapters: Adapters, batches: float = 1.0
+) -> tuple[float, float]:
+    """FLOPs of (forward, backward) on documents in `batches` micro-batches, where adapters alone are trained.
 
-    `dense`: tokens read every entry that they see.
+    Products with frozen weights have a gradient for their input alone. The indexers learn only if they have adapters,
+    and by a loss of their own, which goes no further.
     """
+    forward = backward = 0.0
+    for length in lengths:
+        one = _forward_flops(config, length, phase != "sparse", mtp)
+        forward += one.linears + one.others
+        backward += one.linears + BACKWARD * one.others
+        if phase != "dense":
+            forward += one.index_linears + one.index_scores
+            backward += BACKWARD * one.index_scores if adapters.indexer else 0
+    sides = sum(lengths), batches, phase != "dense"
+    return forward + adapters.forward_flops(*sides), backward + adapters.backward_flops(*sides)
+
+
+@lru_cache(maxsize=4096)
+def _forward_flops(config: ModelConfig, length: int, dense: bool, mtp: bool) -> _Forward:
+    """`dense`: tokens read every entry that they see."""
     terms = decode_flops(config, 0).terms
     attention, scores = attention_pairs(config, length, dense)
-    indexer = length * terms.pop("indexer linears", 0) + scores
-    backbone = length * sum(terms.values()) + attention
+    index_linears, mixes = length * terms.pop("indexer linears", 0), length * terms.pop("mHC")
+    linears, others = length * sum(terms.values()), attention + mixes
     if mtp and config.num_nextn_predict_layers:
-        core = _core_flops(config) * _seen(length, 1, config.sliding_window)
-        backbone += config.num_nextn_predict_layers * (length * _mtp_flops(config, config.hidden_size) + core)
-    return backbone, indexer
+        blocks = config.num_nextn_predict_layers
+        linears += blocks * length * _mtp_linears(config)
+        others += blocks * _core_flops(config) * _seen(length, 1, config.sliding_window)
+        others += blocks * mixes // config.num_hidden_layers
+    return _Forward(linears, others, index_linears, scores)
 
 
 def attention_pairs(config: ModelConfig, length: int, dense: bool = False) -> tuple[int, int]:
@@ -70,8 +114,9 @@ def _seen(length: int, ratio: int, limit: int | None) -> int:
     return grown + limit * (length - limit * ratio + 1)
 
 
-def _mtp_flops(config: ModelConfig, d: int) -> int:
-    """FLOPs per token of an MTP block outside its attention core: two projections, a window layer, the head."""
+def _mtp_linears(config: ModelConfig) -> int:
+    """FLOPs per token of an MTP block's products with weights: projections of embedding and streams, a window layer
+    without its mHC, the head."""
     terms = decode_flops(config, 0).terms
-    layer = sum(terms[name] for name in ("attention linears", "experts", "router", "mHC")) // config.num_hidden_layers
-    return 2 * 2 * d * d + layer + terms["head"]
+    layer = sum(terms[name] for name in ("attention linears", "experts", "router")) // config.num_hidden_layers
+    return 2 * (1 + config.hc_mult) * config.hidden_size**2 + layer + terms["head"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 
 from dsv4.analysis.activations import Recompute, head_activations, layer_activations, received_rows
+from dsv4.analysis.adapters import Adapters
 from dsv4.analysis.degrees import Degrees
 from dsv4.analysis.hardware import Machine, Precision
 from dsv4.analysis.pipeline_stages import stage_sizes
@@ -52,6 +53,8 @@ class Setting:
     keep_gathered: bool = False  # layers stay gathered from their forward to their backward
     rounds: bool = False  # products multiply rounded weights, though all else is predicted in fp32
     shared_weights: bool = False  # the ranks are processes of one machine that share parameters and momenta
+    adapters: Adapters | None = None  # trained in place of every parameter
+    base_bytes: int | None = None  # of frozen weights that stay as they are stored; None: fp32, and what products read
     stages: tuple[int, ...] = ()  # main layers of each stage of a pipeline of as many; of others: of about equal cost
 
 
@@ -78,10 +81,10 @@ def rank_memory(
     setting: Setting, shape: StageShape, degrees: Degrees, recompute: Recompute, place: int, micro: int
 ) -> Memory:
     """Memory of a rank at pipeline stage `place`, with `micro` micro-batches per step."""
-    config, precision = setting.config, setting.precision
+    if setting.adapters is not None:
+        return _adapted_memory(setting, setting.adapters, shape, degrees, recompute, place, micro)
     layers, weights = stage_parts(setting, degrees.pipeline, place)
     shards = 1 if setting.shared_weights else degrees.shards
-    number, tokens = NUMBER_BYTES[precision], shape.row_tokens / degrees.context
     owned = 4 * (weights.dense - weights.adamw) / shards if shards > 1 else 0.0  # whole matrices, beside the rows
     masters = 4 * weights.total / shards + owned
     whole, outside = weights.on_rank(degrees.expert), _outside(setting, degrees, place)
@@ -89,20 +92,9 @@ def rank_memory(
     copies = 0.0
     if shards > 1:
         copies = 4.0 * (whole.total if setting.keep_gathered else min(whole.total, outside.total + 2 * per_layer))
-    if precision != "fp32" or setting.rounds:
+    if setting.precision != "fp32" or setting.rounds:
         copies += ROUNDED_BYTES * whole.rounded
-    in_flight = min(degrees.pipeline - place, micro)
-    reads = 0  # read-outs with a gradient
-    if place == degrees.pipeline - 1 and shape.phase != "warmup":
-        reads = 1 + (config.num_nextn_predict_layers if setting.mtp else 0)
-    per_token, besides = head_activations(config, number)
-    kept, most = _kept(config, layers, recompute, number, shape.phase, shape.sequence, per_token, reads)
-    activations, working = in_flight * tokens * kept, float(tokens * most) + reads * besides
-    if degrees.context > 1:
-        received = [received_bytes(setting, shape, degrees, layer) for layer in layers]
-        activations += in_flight * sum(received) if recompute in ("none", "experts") else 0.0
-        working += 2 * max(received)  # with their gradients
-    exchanged = tokens * config.num_experts_per_tok * config.hidden_size * number * 2 if degrees.expert > 1 else 0.0
+    activations, working, exchanged = _activations(setting, shape, degrees, recompute, place, micro)
     return Memory(
         weights=copies,
         masters=masters,
@@ -116,6 +108,63 @@ def rank_memory(
         buffers=max(exchanged + 4 * (per_layer + outside.total), 2 * owned) if shards > 1 else exchanged,
         runtime=setting.machine.runtime,
     )
+
+
+def _adapted_memory(
+    setting: Setting,
+    adapters: Adapters,
+    shape: StageShape,
+    degrees: Degrees,
+    recompute: Recompute,
+    place: int,
+    micro: int,
+) -> Memory:
+    """Memory of a rank that trains adapters: the frozen weights of its stage and of its part of the experts, and these
+    adapters whole, with gradients and moments."""
+    layers, weights = stage_parts(setting, degrees.pipeline, place)
+    whole, count = weights.on_rank(degrees.expert), setting.config.num_hidden_layers
+    parts = frozenset(f"layers.{layer}" if layer < count else f"mtp.{layer - count}" for layer in layers)
+    parts |= {"head"} if place == degrees.pipeline - 1 else frozenset()
+    numbers = adapters.numbers(parts, degrees.expert)
+    rounded = ROUNDED_BYTES * whole.rounded if setting.precision != "fp32" or setting.rounds else 0
+    activations, working, exchanged = _activations(setting, shape, degrees, recompute, place, micro)
+    return Memory(
+        weights=float(4 * whole.total + rounded if setting.base_bytes is None else setting.base_bytes),
+        masters=4.0 * numbers,
+        gradients=4.0 * numbers,
+        momenta=4.0 * numbers * (1 if adapters.muon else 2),
+        quantized=0.0,
+        activations=activations + 4 * adapters.made(parts),
+        working=working,
+        buffers=exchanged + (4 * numbers if degrees.ranks > degrees.pipeline else 0),
+        runtime=setting.machine.runtime,
+    )
+
+
+def _activations(
+    setting: Setting, shape: StageShape, degrees: Degrees, recompute: Recompute, place: int, micro: int
+) -> tuple[float, float, float]:
+    """Bytes of a rank's activations, of its backward's working memory, and of what experts' ranks exchange."""
+    config, number = setting.config, NUMBER_BYTES[setting.precision]
+    layers, _ = stage_parts(setting, degrees.pipeline, place)
+    tokens = shape.row_tokens / degrees.context
+    in_flight = min(degrees.pipeline - place, micro)
+    reads = 0  # read-outs with a gradient
+    if place == degrees.pipeline - 1 and shape.phase != "warmup":
+        reads = 1 + (config.num_nextn_predict_layers if setting.mtp else 0)
+    per_token, besides = head_activations(config, number)
+    if setting.adapters is not None and not setting.adapters.has("head", "head"):
+        besides = 0
+    kept, most = _kept(
+        config, layers, recompute, number, shape.phase, shape.sequence, per_token, reads, setting.adapters
+    )
+    activations, working = in_flight * tokens * kept, float(tokens * most) + reads * besides
+    if degrees.context > 1:
+        received = [received_bytes(setting, shape, degrees, layer) for layer in layers]
+        activations += in_flight * sum(received) if recompute in ("none", "experts") else 0.0
+        working += 2 * max(received)  # with their gradients
+    exchanged = tokens * config.num_experts_per_tok * config.hidden_size * number * 2 if degrees.expert > 1 else 0.0
+    return activations, working, exchanged
 
 
 def received_bytes(setting: Setting, shape: StageShape, degrees: Degrees, layer: int) -> float:
@@ -143,13 +192,14 @@ def _kept(
     sequence: int,
     read_out: int,
     reads: int,
+    adapters: Adapters | None,
 ) -> tuple[int, int]:
     """Bytes per token that these layers and `reads` read-outs keep, and those besides at the backward's peak.
 
     By then it has freed what was kept behind the layer that it is in: that of the layers, and of their read-outs. An
     MTP block's backward comes before the main model's read-out's.
     """
-    each = [layer_activations(config, layer, phase, sequence) for layer in layers]
+    each = [layer_activations(config, layer, phase, sequence, adapters) for layer in layers]
     kept = [one.kept(recompute, number_bytes) for one in each]
     peaks: list[int] = []
     for i, one in enumerate(each):

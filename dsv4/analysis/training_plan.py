@@ -14,7 +14,7 @@ from dsv4.analysis.activations import POLICIES, Recompute
 from dsv4.analysis.degrees import Degrees
 from dsv4.analysis.flops import decode_flops
 from dsv4.analysis.hardware import Precision
-from dsv4.analysis.training_flops import training_flops
+from dsv4.analysis.training_flops import adapter_flops, training_flops
 from dsv4.analysis.training_memory import (
     Memory,
     Setting,
@@ -77,7 +77,8 @@ def plan_stage(setting: Setting, shape: StageShape, degrees: Degrees, recompute:
     flops, again = _flops(setting, shape, recompute)
     rate = setting.gpus * setting.efficiency * _rate(setting)
     bf16 = setting.gpus * setting.efficiency * setting.machine.bf16
-    computation = (flops + again) / rate + optimizer_flops(setting.config) / bf16
+    updates = optimizer_flops(config) if setting.adapters is None else setting.adapters.optimizer_flops
+    computation = (flops + again) / rate + updates / bf16
     waiting = degrees.pipeline - 1
     bubble = waiting / (micro + waiting)
     step = max(computation, communication := _communication(setting, shape, degrees, micro)) / (1 - bubble)
@@ -182,7 +183,14 @@ def _rate(setting: Setting) -> float:
 def _flops(setting: Setting, shape: StageShape, recompute: Recompute) -> tuple[float, float]:
     """FLOPs of a step's forward and backward, and of what runs again."""
     documents = shape.batch_tokens / shape.sequence
-    flops = documents * training_flops(setting.config, (shape.sequence,), shape.phase, setting.mtp)
+    config, lengths, adapters = setting.config, (shape.sequence,), setting.adapters
+    if adapters is None:
+        flops = documents * training_flops(config, lengths, shape.phase, setting.mtp)
+        forward = flops / 3
+    else:
+        batches = _rows(shape) / documents
+        parts = adapter_flops(config, lengths, shape.phase, setting.mtp, adapters, batches)
+        forward, flops = documents * parts[0], documents * sum(parts)
     terms = decode_flops(setting.config, shape.sequence // 2).terms
     total, head = sum(terms.values()), terms["head"]
     experts, mixes = terms["experts"] + terms["router"], terms["mHC"]
@@ -193,7 +201,7 @@ def _flops(setting: Setting, shape: StageShape, recompute: Recompute) -> tuple[f
         "sublayers": total - head - mixes,
         "blocks": total - head,
     }
-    return flops, flops / 3 * shares[recompute] / total
+    return flops, forward * shares[recompute] / total
 
 
 def _communication(setting: Setting, shape: StageShape, degrees: Degrees, micro: int) -> float:
@@ -204,7 +212,11 @@ def _communication(setting: Setting, shape: StageShape, degrees: Degrees, micro:
     config = setting.config
     _, weights = stage_parts(setting, degrees.pipeline, 0)
     seconds = 0.0
-    if degrees.shards > 1:
+    if setting.adapters is not None:
+        ranks = degrees.shards  # that hold the same adapters, but for those of experts, and add up their gradients
+        summed = 2 * (1 - 1 / ranks) * 4 * setting.adapters.numbers() / degrees.pipeline
+        seconds += summed / setting.machine.bandwidth(ranks)
+    elif degrees.shards > 1:
         held = weights.dense + weights.experts / degrees.expert
         share = (degrees.shards - 1) / degrees.shards
         # In fp32, for each micro-batch: gathered for the forward and again for the backward, and gradients reduced.

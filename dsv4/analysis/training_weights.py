@@ -77,15 +77,23 @@ def optimizer_flops(config: ModelConfig) -> int:
     for spec in tensor_inventory(config, "bf16"):
         if spec.component in ADAMW or len(spec.shape) < 2 or not spec.parameters:
             continue
-        count = _matrices(spec.name, config)
+        count = _matrices(spec, config)
         rows, columns = spec.shape[0] // count, prod(spec.shape[1:])
-        n, m = min(rows, columns), max(rows, columns)
-        total += count * NEWTON_SCHULZ_STEPS * (3 * n * n * m + n**3)
+        total += count * newton_schulz_flops(rows, columns)
     return total
 
 
-def _matrices(name: str, config: ModelConfig) -> int:
-    """Independent matrices in a weight: model/parameters.py."""
+def newton_schulz_flops(rows: int, columns: int) -> int:
+    """FLOPs of Muon's iterations on one matrix."""
+    n, m = min(rows, columns), max(rows, columns)
+    return NEWTON_SCHULZ_STEPS * (3 * n * n * m + n**3)
+
+
+def _matrices(spec: TensorSpec, config: ModelConfig) -> int:
+    """Independent matrices in a weight, one below the other: model/parameters.py."""
+    name = spec.name
+    if name.endswith(("compressor.wkv.weight", "compressor.wgate.weight")):  # a window series each
+        return spec.shape[0] // (config.index_head_dim if ".indexer." in name else config.head_dim)
     if name.endswith("indexer.wq_b.weight"):
         return config.index_n_heads
     if name.endswith("wq_b.weight"):

@@ -17,22 +17,23 @@ class AuxLosses:
     name ("layers.2.attn"): indexers named there have chosen these. A row of -1 leaves the choice to the indexer.
     compare: counts what of `routing` and `entries` this forward would have chosen otherwise, in `expert_differences`
     and `entry_differences`.
-    loads: tokens per expert of each score-routed layer, int64 [E], by module name.
+    loads: tokens per expert of each score-routed layer, int64 [E], by module name; in an MTP block of those whose next
+    token is known (model/moe.py).
     clamps: with count_clamps, by module name of every MoE, int64 [3]: gates and ups that the SwiGLU clamp changed in
     routed and shared experts, and the number of values, gates and ups together.
-    layers: numbers of score-routed and of CSA layers of the whole model, where others than those that report count: in
-    other stages of a pipeline, or not adapted; the losses are then shares of the means. None: those that report.
+    csa_layers: number of CSA layers of the whole model, where others than those that report count: in other stages of a
+    pipeline, or not adapted; the indexer's loss is then a share of the mean. None: those that report.
     """
 
     def __init__(
         self,
         routing: Mapping[str, Tensor] | None = None,
         count_clamps: bool = False,
-        layers: tuple[int, int] | None = None,
+        csa_layers: int | None = None,
         entries: Mapping[str, Tensor] | None = None,
         compare: bool = False,
     ) -> None:
-        self.routing, self.count_clamps, self.layers = routing or {}, count_clamps, layers
+        self.routing, self.count_clamps, self.csa_layers = routing or {}, count_clamps, csa_layers
         self.entries, self.compare = entries or {}, compare
         self.expert_differences, self.entry_differences = 0, 0
         self.clamps: dict[str, Tensor] = {}
@@ -52,13 +53,16 @@ class AuxLosses:
 
     @property
     def balance_loss(self) -> Tensor:
-        """Mean over score-routed layers of the sequence-wise balance loss, scalar (0 if no layer reported)."""
-        return _mean(self._balance, self.layers[0] if self.layers else None)
+        """Sum over score-routed layers of their balance losses, each about 1 when even; scalar, 0 without any."""
+        return torch.stack(self._balance).sum() if self._balance else torch.zeros(())
 
     @property
     def indexer_loss(self) -> Tensor:
         """Mean over CSA layers of KL(main attention over entries || indexer), scalar (0 if no layer reported)."""
-        return _mean(self._indexer, self.layers[1] if self.layers else None)
+        if not self._indexer:
+            return torch.zeros(())
+        losses = torch.stack(self._indexer)
+        return losses.mean() if self.csa_layers is None else losses.sum() / self.csa_layers
 
 
 def count_differences(given: Tensor, own: Tensor) -> int:
@@ -66,9 +70,3 @@ def count_differences(given: Tensor, own: Tensor) -> int:
     own = own.sort(-1).values
     place = torch.searchsorted(own, given.contiguous()).clamp(max=own.shape[1] - 1)
     return int(((own.gather(1, place) != given) & (given >= 0)).sum())
-
-
-def _mean(losses: list[Tensor], count: int | None) -> Tensor:
-    if not losses:
-        return torch.zeros(())
-    return torch.stack(losses).mean() if count is None else torch.stack(losses).sum() / count

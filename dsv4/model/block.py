@@ -85,6 +85,7 @@ class MTPBlock(Block):
 
     def __init__(self, config: ModelConfig, depth: int, quantize: bool) -> None:
         super().__init__(config, config.num_hidden_layers + depth, f"mtp.{depth}", quantize)
+        self.ffn.ahead = depth + 1
         d, s = config.hidden_size, config.hc_mult
         self.e_proj = Linear(d, d, quantize)
         self.h_proj = Linear(d, d, quantize)

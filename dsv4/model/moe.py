@@ -19,6 +19,7 @@ from dsv4.kernels.router import route_by_score, route_by_token
 from dsv4.kernels.swiglu import clamped_swiglu, count_clamped
 from dsv4.kernels.topk import top_k_lowest_index
 from dsv4.model.aux_losses import AuxLosses, count_differences
+from dsv4.model.batch import RaggedBatch, token_positions
 from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear, linear_fp32
 from dsv4.model.recomputed import Kept, Recomputed, recomputed
@@ -120,7 +121,11 @@ class MoE(nn.Module):
     """Routed experts plus the shared expert, accumulated in fp32 in slot order, shared expert first.
 
     `load` int64 [E]: tokens that each expert has computed, by the native kernels too; the array stays the same one.
+    `ahead`: tokens of a document that have to follow a row for it to count in training's loads and balance loss: in an
+    MTP block, the last rows have no next token, and what stands in for it says nothing of the router.
     """
+
+    ahead = 0
 
     def __init__(self, config: ModelConfig, name: str, hashed: bool, quantize: bool) -> None:
         super().__init__()
@@ -149,26 +154,41 @@ class MoE(nn.Module):
         # A token's experts are added in slot order, ascending after top-k.
         out = dispatch.add_slots(self.shared_experts(x, watcher).float(), rows.float())
         if aux is not None and self.gate.bias is not None:
-            aux.add_routing(self.name, counts, self._balance_loss(scores, index, layout))
+            self._report(scores, index, layout, aux)
         return out.to(x.dtype)
 
-    def _balance_loss(self, scores: Tensor, index: Tensor, layout: Layout) -> Tensor:
-        """Mean over sequences of sum_e f_e * P_e: f the load share (1 when even), P the mean normalized affinity.
+    def _report(self, scores: Tensor, index: Tensor, layout: Layout, aux: AuxLosses) -> None:
+        """Add the layer's loads and its balance loss to `aux`.
 
-        In a part of a batch f is of the whole document, P this part's share of the document's.
+        That is the mean over documents, weighted by their tokens, of sum_e f_e * P_e: f the load share (1 when even), P
+        the mean normalized affinity, both of the rows that count. In a part of a batch f is of the whole document, P
+        this part's share of the document's, so that parts weighted by their tokens have the mean of the whole batch.
         """
         E, k = self.config.n_routed_experts, index.shape[1]
-        n, seq = layout.batch.num_seqs, layout.sequence_ids
-        part = layout.batch.part
-        length = torch.bincount(seq, minlength=n).unsqueeze(-1).float()
-        if part is not None:
-            length = torch.from_numpy(part.document_lengths).to(length).unsqueeze(-1)
+        batch, sequence = layout.batch, layout.sequence_ids
+        part = batch.part
+        length = torch.from_numpy(batch.lengths if part is None else part.document_lengths).to(scores).unsqueeze(-1)
         share = scores / (scores.sum(-1, keepdim=True) + 1e-20)
-        mean_share = torch.zeros(n, E, device=scores.device).index_add(0, seq, share) / length
-        chosen = torch.zeros_like(scores).scatter_(1, index, 1.0).detach()
-        load = torch.zeros(n, E, device=scores.device).index_add(0, seq, chosen)
-        load = (load if part is None else part.add_documents(load)) * (E / k) / length
-        return (load * mean_share).sum(-1).mean()
+        counted = index
+        if self.ahead:
+            rows = _followed(batch, self.ahead).to(scores.device)
+            share, counted, sequence = share[rows], index[rows], sequence[rows]
+        chosen = torch.zeros_like(share).scatter_(1, counted, 1.0).detach()
+        shares = torch.zeros(batch.num_seqs, E, device=scores.device).index_add(0, sequence, share)
+        load = torch.zeros(batch.num_seqs, E, device=scores.device).index_add(0, sequence, chosen)
+        load = load if part is None else part.add_documents(load)
+        count = (length - self.ahead).clamp(min=1)  # rows of a document that count; where there are none, zeros do
+        balance = (load * (E / k) / count * shares * (length / count)).sum() / batch.num_tokens
+        aux.add_routing(self.name, torch.bincount(counted.flatten(), minlength=E), balance)
+
+
+def _followed(batch: RaggedBatch, count: int) -> Tensor:
+    """bool [T]: rows that `count` tokens of their document follow, be it in another process's part of a batch."""
+    ends = batch.lengths.copy()
+    if batch.part is not None:
+        ends[-1] += len(batch.part.ahead)
+    sequence, place = token_positions(batch.lengths, np.zeros_like(batch.lengths))
+    return torch.from_numpy(place + count < ends[sequence])
 
 
 def expert_loads(model: object) -> list[np.ndarray]:

@@ -19,9 +19,11 @@ Init = Literal["normal", "ones", "zeros", "hc_base", "hc_head_base", "hc_scale"]
 # embedding, head, RMSNorm weights and mHC's static biases and gates; Muon all other matrices, `ape` among them.
 # Vectors that the report does not name are trained by AdamW without weight decay.
 Optimizer = Literal["muon", "adamw", "adamw_no_decay", "by_rule"]
-# Split of a parameter's rows into independent matrices, which Muon orthogonalizes one by one. Not split: the two window
-# series in a CSA compressor's `wkv` and `wgate`, whose rows feed one softmax.
-Matrices = Literal["one", "per head", "per index head", "per output group", "per expert", "pre, post and residual"]
+# Split of a parameter into independent matrices, which Muon orthogonalizes one by one. Window series: where windows
+# overlap, in CSA, a compressor projects each token twice, for the window that it lies in and for the next one.
+Matrices = Literal[
+    "one", "per head", "per index head", "per output group", "per expert", "per window series", "pre, post and residual"
+]
 
 
 class Row(NamedTuple):
@@ -40,11 +42,11 @@ TABLE = (
     Row(r"(embed|head)\.weight", "normal", "adamw"),
     Row(r"(.+[._])?[eh]?norm\.weight", "ones", "adamw"),
     Row(r"attn\.attn_sink", "zeros", "adamw_no_decay"),
-    Row(r"attn\.(indexer\.)?compressor\.ape", "zeros", "muon"),
+    Row(r"attn\.(indexer\.)?compressor\.ape", "zeros", "muon", "per window series"),
     Row(r"attn\.(wq_a|wkv|wo_b)\.weight", "normal", "muon"),
     Row(r"attn\.wq_b\.weight", "normal", "muon", "per head"),
     Row(r"attn\.wo_a\.weight", "normal", "muon", "per output group"),
-    Row(r"attn\.(indexer\.)?compressor\.(wkv|wgate)\.weight", "normal", "muon"),
+    Row(r"attn\.(indexer\.)?compressor\.(wkv|wgate)\.weight", "normal", "muon", "per window series"),
     Row(r"attn\.indexer\.wq_b\.weight", "normal", "muon", "per index head"),
     Row(r"attn\.indexer\.weights_proj\.weight", "normal", "muon"),
     Row(r"ffn\.gate\.weight", "normal", "muon"),
@@ -69,9 +71,13 @@ class SplitSizes(Protocol):
     @property
     def num_attention_heads(self) -> int: ...
     @property
+    def head_dim(self) -> int: ...
+    @property
     def o_groups(self) -> int: ...
     @property
     def index_n_heads(self) -> int: ...
+    @property
+    def index_head_dim(self) -> int: ...
     @property
     def hc_mult(self) -> int: ...
 
@@ -89,13 +95,23 @@ def row_of(name: str) -> Row:
     return _row_within_block(_BLOCK.sub("", name))
 
 
-def matrix_heights(name: str, shape: tuple[int, ...], sizes: SplitSizes) -> tuple[int, ...]:
-    """Row count of each independent matrix in parameter `name` of `shape` [rows, columns] or [E, rows, columns]."""
-    height, matrices, hc = shape[-2], row_of(name).matrices, sizes.hc_mult
+def matrix_shapes(name: str, shape: tuple[int, ...], sizes: SplitSizes) -> tuple[tuple[int, int], ...]:
+    """Shape of each independent matrix in parameter `name` of `shape` [rows, columns] or [E, rows, columns].
+
+    They lie one below the other; the window series of `ape`, whose columns are channels, side by side. ValueError if
+    the parameter does not divide into them.
+    """
+    (height, width), matrices, hc = shape[-2:], row_of(name).matrices, sizes.hc_mult
     if matrices == "per expert":
-        return (height,) * shape[0]
+        return ((height, width),) * shape[0]
     if matrices == "pre, post and residual":  # three matrices in the paper
-        return (hc, hc, hc * hc)
+        return (hc, width), (hc, width), (hc * hc, width)
+    if matrices == "per window series":
+        series, across = sizes.index_head_dim if ".indexer." in name else sizes.head_dim, name.endswith("ape")
+        channels = width if across else height
+        if channels % series:
+            raise ValueError(f"parameter {name!r} has {channels} channels; allowed: window series of {series}")
+        return ((height, series) if across else (series, width),) * (channels // series)
     parts = {
         "one": 1,
         "per head": sizes.num_attention_heads,
@@ -104,7 +120,7 @@ def matrix_heights(name: str, shape: tuple[int, ...], sizes: SplitSizes) -> tupl
     }[matrices]
     if height % parts:
         raise ValueError(f"parameter {name!r} has {height} rows, which do not divide into {parts} independent matrices")
-    return (height // parts,) * parts
+    return ((height // parts, width),) * parts
 
 
 @cache

@@ -1,8 +1,8 @@
-"""Sums over the ranks of a group, in a fixed order on each backend: gradients and numbers; objects of all ranks."""
+"""Sums over the ranks of a group, in a fixed order on each backend: gradients and numbers; what holds on any or all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -46,6 +46,20 @@ def sum_numbers(values: Sequence[float], group: dist.ProcessGroup, device: torch
     total = torch.tensor(values, dtype=torch.float64, device=device if device.type != "mps" else "cpu")
     dist.all_reduce(total, group=group)
     return total.tolist()
+
+
+def names_on_any(names: Sequence[str], own: Container[str], group: dist.ProcessGroup, device: torch.device) -> set[str]:
+    """Those of `names`, which all ranks of a group give in the same order, that are in `own` of any of them."""
+    flags = torch.tensor([name in own for name in names], dtype=torch.int32, device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX, group=group)
+    return {name for name, flag in zip(names, flags.tolist(), strict=True) if flag}
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """True if the tensors of all ranks are finite."""
+    flag = torch.tensor(int(all(bool(tensor.isfinite().all()) for tensor in tensors)))
+    dist.all_reduce(flag, dist.ReduceOp.MIN)
+    return bool(flag)
 
 
 def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:

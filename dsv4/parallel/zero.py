@@ -7,7 +7,7 @@ they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def newton_schulz_cost(heights: Sequence[int], width: int) -> int:
-    """Products per iteration for matrices of these heights: the Gram matrix, its square, and its product with X."""
-    sides = ((min(height, width), max(height, width)) for height in heights)
+def newton_schulz_cost(shapes: Iterable[tuple[int, int]]) -> int:
+    """Products per iteration for matrices of these shapes: the Gram matrix, its square, and its product with X."""
+    sides = ((min(shape), max(shape)) for shape in shapes)
     return sum(2 * short * short * long + short**3 for short, long in sides)
 
 

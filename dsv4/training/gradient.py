@@ -22,9 +22,8 @@ from dsv4.training.losses import Counts, Losses, LossWeights, compute_losses, co
 from dsv4.training.qat import stored_weights
 from dsv4.training.recompute import recomputing
 
-Routing = dict[
-    str, Tensor
-]  # experts of each token of a batch, int16 [T, k], by module name of the MoE ("layers.3.ffn")
+# Experts of each token of a batch, int16 [T, k], by module name of the MoE ("layers.3.ffn").
+Routing = dict[str, Tensor]
 
 
 class MaskedDocuments(Protocol):
@@ -126,29 +125,34 @@ def step_numerics(model: Transformer, work: Work, whole: bool = True) -> Iterato
         yield
 
 
-def averaged_layers(config: ModelConfig, work: Work, totals: Counts) -> tuple[int, int]:
-    """(score-routed layers, CSA layers) of a step's forward of the whole model, over which their losses are means.
+def start_aux(config: ModelConfig, data: MicroBatch, work: Work, totals: Counts) -> AuxLosses:
+    """AuxLosses of a micro-batch's forward, with its routing on the device.
 
     A CSA layer counts whether its indexer learns or not: with some adapted, each has the gradient that it has with all.
     """
+    routing = {name: index.to(data.mask.device, torch.int64) for name, index in data.routing.items()}
     with_mtp = bool(work.weights.mtp and totals.mtp_targets and config.num_nextn_predict_layers)
-    blocks = config.num_hidden_layers + (1 if with_mtp else 0)
-    indexed = [ratio for ratio in config.compress_ratios[:blocks] if COMPRESSION_KINDS[ratio].has_indexer]
-    return blocks - config.num_hash_layers, max(1, len(indexed))
+    ratios = config.compress_ratios[: config.num_hidden_layers + (1 if with_mtp else 0)]
+    csa_layers = sum(COMPRESSION_KINDS[ratio].has_indexer for ratio in ratios)
+    return AuxLosses(routing, work.count_clamps, max(1, csa_layers))
+
+
+def make_result(losses: Losses, aux: AuxLosses, batch: RaggedBatch | None) -> Result:
+    """Result of one micro-batch; batch: of which it counts tokens and documents, None where another process does."""
+    loads, clamps = ({name: count.cpu() for name, count in counts.items()} for counts in (aux.loads, aux.clamps))
+    tokens, lengths = (0, ()) if batch is None else (batch.num_tokens, _begun_lengths(batch))
+    return Result(losses, loads, tokens, lengths, clamps)
 
 
 def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Counts) -> Result:
-    device = data.mask.device
-    routing = {name: index.to(device, torch.int64) for name, index in data.routing.items()}
-    aux = AuxLosses(routing, work.count_clamps, averaged_layers(model.config, work, totals))
+    aux = start_aux(model.config, data, work, totals)
     total, losses = compute_losses(model, data.batch, data.mask, work.weights, aux, totals)
     if total.requires_grad:  # not so for a batch without targets where the head alone learns
         total.backward()
-    loads, clamps = ({name: count.cpu() for name, count in counts.items()} for counts in (aux.loads, aux.clamps))
-    return Result(losses, loads, data.batch.num_tokens, begun_lengths(data.batch), clamps)
+    return make_result(losses, aux, data.batch)
 
 
-def begun_lengths(batch: RaggedBatch) -> tuple[int, ...]:
+def _begun_lengths(batch: RaggedBatch) -> tuple[int, ...]:
     """Lengths of the documents that begin in a batch; of those that go on in other ranks' parts, the whole length."""
     lengths = batch.lengths if batch.part is None else batch.part.document_lengths[batch.starts == 0]
     return tuple(lengths.tolist())

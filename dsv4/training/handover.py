@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ from dsv4.parallel.checkpoint import (
     whole_steps,
     write_checkpoint,
 )
+from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.optim import MuonAdamW
+from dsv4.training.stability import suspects
 from dsv4.training.state import RunPosition, StateError, load_state, read_position, run_tensors, save_state
 
 if TYPE_CHECKING:
@@ -32,6 +35,33 @@ STATE, KEPT, CHECKPOINTS = "state.pt", "kept", "checkpoints"  # of one process, 
 def has_state(run_dir: Path) -> bool:
     """True if the run has saved its state, in one process or on ranks."""
     return (run_dir / STATE).exists() or bool(whole_steps(run_dir / CHECKPOINTS))
+
+
+def pack_run(
+    progress: RunPosition, updates: Mapping[AttentionPhase, int], random: Sequence[Tensor]
+) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """What a checkpoint of ranks holds beside the tensors: position, what is common, suspicion (Checkpoints.start).
+
+    updates: of the optimizer, by phase; random: states of the ranks' generators.
+    """
+    position = {f.name: getattr(progress, f.name) for f in fields(progress)}
+    stability = position.pop("stability")  # whose routing is of tensors
+    position["updates"] = dict(updates)
+    position["rng"] = {f"rng.{rank}": bytes(state.tolist()).hex() for rank, state in enumerate(random)}
+    return position, {"stability": stability} if stability else {}, suspects(stability)
+
+
+def unpack_run(
+    position: dict[str, Any], common: dict[str, Any], rank: int = 0, ranks: int = 1
+) -> tuple[RunPosition, dict[AttentionPhase, int]]:
+    """(where the run is, its updates by phase) of what `pack_run` made; `rank` of `ranks` takes its random state.
+
+    Another number of ranks than those that wrote it begins with random states of its own.
+    """
+    updates, random = position.pop("updates"), position.pop("rng")
+    if len(random) == ranks:
+        torch.set_rng_state(torch.tensor(list(bytes.fromhex(random[f"rng.{rank}"])), dtype=torch.uint8))
+    return RunPosition(**position, **common), updates
 
 
 def named_tensors(model: Transformer, optimizer: MuonAdamW) -> dict[str, Tensor]:
@@ -66,10 +96,9 @@ def take_checkpoint(run_dir: Path, model: Transformer, optimizer: MuonAdamW) -> 
             found, common = read_checkpoint(folder / f"step-{steps[-1]}", named_tensors(model, optimizer))
         except ValueError as error:
             raise StateError(str(error)) from error
-        if list(random := found.pop("rng")) == ["rng.0"]:
-            torch.set_rng_state(torch.tensor(list(bytes.fromhex(random["rng.0"])), dtype=torch.uint8))
-        optimizer.start_adamw(found.pop("updates"))
-        save_state(run_dir / STATE, model, optimizer, RunPosition(**found, **common))
+        progress, updates = unpack_run(found, common)
+        optimizer.start_adamw(updates)
+        save_state(run_dir / STATE, model, optimizer, progress)
     remove_checkpoints(folder)
 
 
@@ -87,15 +116,11 @@ def take_state(run_dir: Path, model: Transformer, settings: dict[str, Any]) -> N
         optimizer = MuonAdamW(model, model.config, **settings)
         with torch.random.fork_rng(devices=[]):
             progress = load_state(run_dir / STATE, model, optimizer)
-            random = bytes(torch.get_rng_state().tolist()).hex()
+            random = torch.get_rng_state()
         updates = optimizer.updates()
         optimizer.start_adamw(updates)
-        position = asdict(progress) | {"updates": updates, "rng": {"rng.0": random}}
-        stability = position.pop("stability")
-        common = {"stability": stability} if stability else {}
-        suspected = bool(stability) and stability["detector"]["high_since"] is not None
-        tensors = named_tensors(model, optimizer)
-        write_checkpoint(run_dir / CHECKPOINTS, progress.step, tensors, position, common, suspected)
+        tensors, packed = named_tensors(model, optimizer), pack_run(progress, updates, [random])
+        write_checkpoint(run_dir / CHECKPOINTS, progress.step, tensors, *packed)
     (run_dir / STATE).unlink()
     shutil.rmtree(run_dir / KEPT, ignore_errors=True)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from rich.console import Console
 
@@ -63,7 +64,7 @@ class TrainSettings:
     loss_weights: LossWeights = field(default_factory=LossWeights)
     mtp_weight_in_decay: float = 0.1  # MTP weight in the decay, capped at loss_weights.mtp
     balance_speed: float = 1e-3
-    quantized_share: float = 0.15  # last fraction of the run, trained with the stored (FP4, FP8) weight values
+    quantized_share: float = 0.0  # last fraction of the run, trained with the stored (FP4, FP8) weight values
     save_every: int = 100  # steps
     precision: Precision = "fp32"  # of the products of layers and experts: kernels/precision.py
     recompute: Recompute = "none"  # activation checkpointing: recompute.py
@@ -91,13 +92,29 @@ class NonFiniteLossError(RuntimeError):
     """A loss, a gradient or a parameter is not finite."""
 
 
-class Trainer:
-    """Trains `model` through `stages`. `run_dir` keeps state, plan and metrics; a state found there is resumed."""
+class StepOptimizer(Protocol):
+    """What the loop itself needs of an optimizer, which `Processes.update` steps."""
+
+    def gradient_norm(self) -> float: ...
+
+    def not_finite(self) -> list[str]: ...
+
+    def zero_grad(self) -> None: ...
+
+
+OptimizerKind = TypeVar("OptimizerKind", bound=StepOptimizer)
+
+
+class TrainingLoop(ABC, Generic[OptimizerKind]):
+    """Trains `model` through `stages`. `run_dir` keeps state, plan and metrics; a state found there is resumed.
+
+    Of one process (`Trainer`) or of one of several ranks (rank_loop.py), which keep their states each in their own way.
+    """
 
     def __init__(
         self,
         model: Transformer,
-        optimizer: MuonAdamW,
+        optimizer: OptimizerKind,
         stages: Sequence[Stage],
         settings: TrainSettings,
         plan: Plan,
@@ -119,29 +136,34 @@ class Trainer:
         if settings.stability is not None:
             self.stability = Stability(settings.stability, self._kept(settings.stability.keep), self.progress.stability)
 
+    @abstractmethod
     def _kept(self, count: int) -> Kept:
         """The last `count` states to roll back to."""
-        return KeptStates(self.run_dir / KEPT, count)
 
+    @abstractmethod
     def _go_back(self, path: Path) -> None:
         """Take the state in `path` in place of the present one."""
-        self.progress = load_state(path, self.model, self.optimizer)
 
+    @abstractmethod
     def _resume(self) -> None:
         """Go on from the state in the run's folder, if there is one."""
-        clear_folder(self.run_dir)
-        take_checkpoint(self.run_dir, self.model, self.optimizer)
-        if self.state_path.exists():
-            self.progress = load_state(self.state_path, self.model, self.optimizer)
-            self._check_stage(self.state_path)
+
+    @abstractmethod
+    def _processes(self) -> Processes:
+        """The processes that compute the run's steps."""
+
+    @abstractmethod
+    def save(self) -> None:
+        """Write the whole state of the run. NonFiniteLossError, with nothing written, if a parameter is not finite."""
+
+    @property
+    @abstractmethod
+    def state_path(self) -> Path:
+        """File or folder of the last saved state."""
 
     def _check_stage(self, path: Path) -> None:
         if self.progress.stage >= len(self.stages):
             raise StateError(f"{path} is in stage {self.progress.stage}; the run has {len(self.stages)}")
-
-    @property
-    def state_path(self) -> Path:
-        return self.run_dir / STATE
 
     @property
     def finished(self) -> bool:
@@ -176,12 +198,6 @@ class Trainer:
             attempt=self.stability.rollbacks if self.stability else 0,
         )
 
-    def _processes(self) -> Processes:
-        sources, settings = [stage.source for stage in self.stages], self.settings
-        return Replicas(
-            self.model, self.optimizer, sources, settings.replicas, settings.threads, settings.micro_batches
-        )
-
     def _stop(self) -> StopOnSignal:
         return StopOnSignal()
 
@@ -192,20 +208,6 @@ class Trainer:
     def _save_last(self) -> None:
         """Save as the run ends, before its signal handlers go."""
         self.save()
-
-    def save(self) -> None:
-        """Write the whole state of the run. NonFiniteLossError, with nothing written, if a parameter is not finite."""
-        for name, parameter in self.model.named_parameters():
-            if not isinstance(parameter, StoredWeight) and not bool(parameter.isfinite().all()):
-                raise NonFiniteLossError(
-                    f"after step {self.progress.step - 1} parameter {name} is not finite; nothing was saved, "
-                    f"{self._last_state()}"
-                )
-        if self.stability:
-            self.progress.stability = self.stability.state()
-        save_state(self.state_path, self.model, self.optimizer, self.progress)
-        if self.stability:
-            self.stability.keep(self.state_path, self.progress.step)
 
     def _one_step(self, report: Report, replicas: Processes) -> None:
         started = time.perf_counter()
@@ -310,3 +312,43 @@ class Trainer:
                 break
             stage, start = stage + 1, max(end, self.progress.step)
         return stage, start
+
+
+class Trainer(TrainingLoop[MuonAdamW]):
+    """The loop of one process and its replicas, with the state in one file."""
+
+    def _kept(self, count: int) -> Kept:
+        return KeptStates(self.run_dir / KEPT, count)
+
+    def _go_back(self, path: Path) -> None:
+        self.progress = load_state(path, self.model, self.optimizer)
+
+    def _resume(self) -> None:
+        clear_folder(self.run_dir)
+        take_checkpoint(self.run_dir, self.model, self.optimizer)
+        if self.state_path.exists():
+            self._go_back(self.state_path)
+            self._check_stage(self.state_path)
+
+    def _processes(self) -> Processes:
+        sources, settings = [stage.source for stage in self.stages], self.settings
+        return Replicas(
+            self.model, self.optimizer, sources, settings.replicas, settings.threads, settings.micro_batches
+        )
+
+    def save(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if not isinstance(parameter, StoredWeight) and not bool(parameter.isfinite().all()):
+                raise NonFiniteLossError(
+                    f"after step {self.progress.step - 1} parameter {name} is not finite; nothing was saved, "
+                    f"{self._last_state()}"
+                )
+        if self.stability:
+            self.progress.stability = self.stability.state()
+        save_state(self.state_path, self.model, self.optimizer, self.progress)
+        if self.stability:
+            self.stability.keep(self.state_path, self.progress.step)
+
+    @property
+    def state_path(self) -> Path:
+        return self.run_dir / STATE

@@ -9,15 +9,21 @@ from pathlib import Path
 
 import torch
 
+from dsv4.analysis.adapters import AdaptedMatrix, Adapters
+from dsv4.analysis.inventory import checkpoint_bytes
+from dsv4.analysis.precision import Precision
+from dsv4.analysis.training_memory import ROUNDED_BYTES
+from dsv4.analysis.training_weights import weights_by_part
 from dsv4.checkpoint import load_model
 from dsv4.checkpoint.adapter_files import Pair, write_adapter
 from dsv4.config import ModelConfig
+from dsv4.kernels import backends
 from dsv4.model.attention.indexer import Indexer
 from dsv4.model.linear import Linear
 from dsv4.model.lora import LoraExperts, LoraLinear
 from dsv4.model.moe import Experts
 from dsv4.model.transformer import Transformer
-from dsv4.training.lora_settings import LoraSettings
+from dsv4.training.lora_settings import AdapterOptimizer, LoraSettings
 
 # Names of groups of matrices, as regular expressions for the rest of the name behind "layers.3.".
 GROUPS = {
@@ -28,6 +34,7 @@ GROUPS = {
     "indexer": r"attn\.indexer\.(wq_b|weights_proj|compressor\.(wkv|wgate))",
 }
 HEAD = "head"
+MADE = r"(^head|compressor\.(wkv|wgate)|indexer\.weights_proj)$"  # matrices of which W + B A is made (Linear.matrix)
 
 
 def adaptable(model: Transformer) -> list[str]:
@@ -48,6 +55,28 @@ def check_targets(targets: Sequence[str], config: ModelConfig) -> None:
     """ValueError unless every target names a matrix of such a model."""
     with torch.device("meta"):
         chosen(targets, adaptable(Transformer(config)))
+
+
+def planned(settings: LoraSettings, optimizer: AdapterOptimizer, config: ModelConfig) -> Adapters:
+    """The adapters of such a model, for plans and for the count of a step's operations."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    uses = {HEAD: 1 + config.num_nextn_predict_layers}
+    uses |= {f"mtp.{block}.h_proj": config.hc_mult for block in range(config.num_nextn_predict_layers)}
+    found: list[AdaptedMatrix] = []
+    for name in chosen(settings.targets, adaptable(model)):
+        block = re.match(r"(layers|mtp)\.\d+", name)
+        part, rest = (block[0], name[block.end() + 1 :]) if block else (name, name)
+        owner, _, leaf = name.rpartition(".")
+        stack = model.get_submodule(owner)
+        if isinstance(stack, Experts):
+            experts, rows, columns = getattr(stack, leaf).shape
+            found.append(AdaptedMatrix(part, rest, rows, columns, experts, config.num_experts_per_tok))
+        else:
+            rows, columns = model.get_parameter(f"{name}.weight").shape
+            made = re.search(MADE, name) is not None
+            found.append(AdaptedMatrix(part, rest, rows, columns, uses=uses.get(name, 1), whole=made))
+    return Adapters(settings.rank, tuple(found), optimizer == "muon")
 
 
 def chosen(targets: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -109,6 +138,22 @@ def load_adapted(folder: Path, settings: LoraSettings, device: torch.device, gen
     model = load_model(folder, device=device)
     add_adapters(model, settings, generator)
     return model
+
+
+def stored_bytes(folder: Path | None, config: ModelConfig, precision: Precision) -> int | None:
+    """Bytes of a model folder's weights in `load_adapted`'s model on a CPU; None where it widens them to fp32.
+
+    folder: None for a preset, as it is published. In FP8 with the numbers that products read, made of stored ones for
+    each product and kept for its backward.
+    """
+    if backends.native_module() is None:
+        return None
+    if folder is None:
+        files = checkpoint_bytes(config)
+    else:
+        files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    rounded = sum(part.rounded for part in weights_by_part(config).values()) if precision == "fp8" else 0
+    return files + ROUNDED_BYTES * rounded
 
 
 def adapter_pairs(model: Transformer) -> dict[str, Pair]:

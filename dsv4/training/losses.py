@@ -26,7 +26,10 @@ class NoTargetsError(ValueError):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the summed loss. The report gives MTP 0.3 (0.1 in the decay), balance 1e-4, and no indexer weight."""
+    """Weights of the summed loss. The report gives MTP 0.3 (0.1 in the decay), balance 1e-4, and no indexer weight.
+
+    balance: of every layer's loss. They add up, as in V3.
+    """
 
     mtp: float = 0.3
     balance: float = 1e-4
@@ -39,7 +42,7 @@ class Counts:
 
     targets: int = 0  # of next token and accuracy
     mtp_targets: int = 0
-    documents: int = 0  # of balance
+    tokens: int = 0  # of balance
     indexed: int = 0  # of the indexer: tokens that see an entry of a CSA layer
 
     def __add__(self, other: Counts) -> Counts:
@@ -48,7 +51,11 @@ class Counts:
 
 @dataclass(frozen=True)
 class Losses:
-    """Parts of a loss as Python floats, for the log; for one of several micro-batches, its share of their mean."""
+    """Parts of a loss as Python floats, for the log; for one of several micro-batches, its share of their mean.
+
+    balance: sum over score-routed layers, the MTP block's too, of the sequence-wise losses; each is about 1 when even.
+    indexer: mean over CSA layers.
+    """
 
     next_token: float
     accuracy: float
@@ -94,8 +101,7 @@ def batch_targets(batch: RaggedBatch, mask: Tensor, ahead: int) -> tuple[Tensor,
 def following_ids(batch: RaggedBatch) -> Tensor:
     """Id of the next token in the document, int64 [T]; for a document's last token its own id.
 
-    That id reaches no earlier row and is no target, but it counts in the router's balance loss, which must not depend
-    on the document that follows in the batch.
+    That id reaches no earlier row, is no target and does not count in the router's load and balance loss.
     """
     following = batch.token_ids.roll(-1)
     last = (batch.cu_seqlens[1:] - 1).to(following.device)
@@ -108,12 +114,12 @@ def following_ids(batch: RaggedBatch) -> Tensor:
 def count_parts(batch: RaggedBatch, mask: Tensor) -> Counts:
     """Counts that the losses of `batch` with targets `mask` bool [T] are means over.
 
-    Those of the parts of a batch add up to its own: a document counts in the part that it begins in.
+    Those of the parts of a batch add up to its own.
     """
     return Counts(
         targets=len(batch_targets(batch, mask, 1)[0]),
         mtp_targets=len(batch_targets(batch, mask, 2)[0]),
-        documents=int((batch.starts == 0).sum()),
+        tokens=batch.num_tokens,
         indexed=_indexed(batch),
     )
 
@@ -164,7 +170,7 @@ def losses_of_streams(
         next_token = loss / totals.targets
         accuracy = (predicted == targets).sum() / totals.targets
 
-    # If any micro-batch has an MTP target, all run the block: its router's balance is a mean over all documents.
+    # If any micro-batch has an MTP target, all run the block: its router's balance is a mean over all tokens.
     ends = [streams]
     if weights.mtp and totals.mtp_targets and len(model.mtp):
         mtp_streams = model.mtp_forward(streams, following_ids(batch), batch, aux=aux)
@@ -188,7 +194,7 @@ def auxiliary_losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(weighted sum, balance, indexer): the losses that layers reported to `aux`, as shares of the step's means."""
     indexed = _indexed(batch)
-    balance = aux.balance_loss * (batch.num_seqs / totals.documents)
+    balance = aux.balance_loss * (batch.num_tokens / totals.tokens)
     indexer = aux.indexer_loss * (indexed / max(1, totals.indexed))
     return weights.balance * balance + weights.indexer * indexer, balance, indexer
 

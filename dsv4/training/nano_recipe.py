@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 
 from dsv4.analysis.training_flops import training_flops
 from dsv4.config import ModelConfig
-from dsv4.training.pretrain_recipe import ModelSection, PretrainRecipe, StageSection
+from dsv4.training.pretrain_recipe import ModelSection, PretrainRecipe
 from dsv4.training.recipe import Section
+from dsv4.training.stage_section import StageSection
 
 PARTS = ("base", "mid", "sft", "long")  # each goes on from the one before
 PART_SEED = 1_000_000_007  # between the seeds of parts, far from those of their stages (recipes/pretrain.py)

@@ -6,7 +6,7 @@ model/parameters.py lists each parameter's optimizer and the independent matrice
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv4.model.lora import is_adapter
-from dsv4.model.parameters import Optimizer, SplitSizes, matrix_heights, row_of
+from dsv4.model.parameters import Optimizer, SplitSizes, matrix_shapes, row_of
 from dsv4.model.stacks import official_tensors
 from dsv4.training.attention_phase import AttentionPhase, trains
 from dsv4.training.newton_schulz import CHUNK_ELEMENTS, orthogonalize
@@ -22,11 +22,14 @@ from dsv4.training.newton_schulz import CHUNK_ELEMENTS, orthogonalize
 
 @dataclass(frozen=True)
 class ParameterRule:
-    """Optimizer of one parameter; `rows` are the heights of the independent matrices stacked in a Muon parameter."""
+    """Optimizer of one parameter; `matrices` are the shapes of the independent matrices in a Muon parameter, in order.
+
+    They lie one below the other, or, if they have fewer columns than the parameter, side by side.
+    """
 
     name: str
     kind: Optimizer
-    rows: tuple[int, ...] = ()
+    matrices: tuple[tuple[int, int], ...] = ()
 
 
 def parameter_rule(
@@ -34,10 +37,10 @@ def parameter_rule(
 ) -> ParameterRule:
     """Rule of the parameter `name` of `shape`, from the table of parameters; of an adapter, that of `adapters`."""
     if is_adapter(name):
-        heights = (shape[-2],) * (shape[0] if len(shape) == 3 else 1)
-        return ParameterRule(name, adapters, heights if adapters == "muon" else ())
+        matrices = ((shape[-2], shape[-1]),) * (shape[0] if len(shape) == 3 else 1)
+        return ParameterRule(name, adapters, matrices if adapters == "muon" else ())
     kind = row_of(name).optimizer
-    return ParameterRule(name, kind, matrix_heights(name, shape, sizes) if kind == "muon" else ())
+    return ParameterRule(name, kind, matrix_shapes(name, shape, sizes) if kind == "muon" else ())
 
 
 def split_parameters(
@@ -52,7 +55,7 @@ def split_parameters(
 
 
 class _Run(NamedTuple):
-    """Adjacent matrices of one parameter: rows [start, stop) of the parameter as [all rows, columns]."""
+    """Adjacent matrices of one shape in a parameter: rows [start, stop) of all its matrices, one below the other."""
 
     name: str
     start: int
@@ -60,7 +63,12 @@ class _Run(NamedTuple):
 
     def of(self, tensor: Tensor, shape: tuple[int, int]) -> Tensor:
         """View [N, *shape] of these matrices in the parameter, its gradient or its momentum."""
-        return tensor.flatten(0, -2)[self.start : self.stop].view(-1, *shape)
+        rows, width = shape
+        stacked = tensor.flatten(0, -2)
+        if stacked.shape[1] == width:
+            return stacked[self.start : self.stop].view(-1, rows, width)
+        side_by_side = stacked.unflatten(1, (-1, width)).transpose(0, 1)
+        return side_by_side[self.start // rows : self.stop // rows]
 
 
 @dataclass(frozen=True)
@@ -71,15 +79,21 @@ class _MuonGroup:
     runs: list[_Run]
 
     @property
+    def sizes(self) -> list[int]:
+        """Number of matrices in each run."""
+        return [(run.stop - run.start) // self.shape[0] for run in self.runs]
+
+    @property
     def elements(self) -> int:
-        return sum(run.stop - run.start for run in self.runs) * self.shape[1]
+        return sum(self.sizes) * self.shape[0] * self.shape[1]
 
 
 class MuonAdamW:
     """Optimizer of a model's trainable parameters: Muon for matrices, AdamW for the rest, one learning rate.
 
     Muon: M <- mu M + G; O = HybridNS(mu M + G) * sqrt(max(n, m)) * gamma; W <- W (1 - lr wd) - lr O.
-    Matrices of one shape are stepped together: hundreds of experts then take a few batched products.
+    What no gradient reaches in a step stays as it is. Matrices of one shape are stepped together: hundreds of experts
+    then take a few batched products.
     """
 
     def __init__(
@@ -112,6 +126,7 @@ class MuonAdamW:
         self._groups: dict[AttentionPhase, list[_MuonGroup]] = {"sparse": self._group_matrices(muon)}
         # By parameter name, in the parameter's shape.
         self._momenta = {r.name: torch.zeros_like(self.parameters[r.name], dtype=torch.float32) for r in muon}
+        self._adamw_names = [rule.name for rule in self.rules if rule.kind in ("adamw", "adamw_no_decay")]
         decayed = [self.parameters[rule.name] for rule in self.rules if rule.kind == "adamw"]
         plain = [self.parameters[rule.name] for rule in self.rules if rule.kind == "adamw_no_decay"]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -121,8 +136,8 @@ class MuonAdamW:
     def _group_matrices(self, rules: Iterable[ParameterRule]) -> list[_MuonGroup]:
         by_shape: dict[tuple[int, int], list[_Run]] = {}
         for rule in rules:
-            width, start = self.parameters[rule.name].shape[-1], 0
-            for rows in rule.rows:
+            start = 0
+            for rows, width in rule.matrices:
                 by_shape.setdefault((rows, width), []).append(_Run(rule.name, start, start + rows))
                 start += rows
         groups: list[_MuonGroup] = []
@@ -141,40 +156,97 @@ class MuonAdamW:
         worker: int = 0,
         workers: int = 1,
         attention: AttentionPhase = "sparse",
+        reached: Set[str] | None = None,
     ) -> None:
         """Apply one update at learning rate `lr`, gradients multiplied by `grad_scale` (clipping without another pass).
 
-        A missing gradient counts as zero. Several workers that share weights, gradients and momenta step a part each:
-        the Muon groups in turn; worker 0 also the AdamW parameters. Parameters that the phase does not train stay as
-        they are, momenta too.
+        A matrix, or a parameter of AdamW's, whose gradient is missing or all zeros stays as it is, its moments too.
+        `reached` names AdamW's parameters that are stepped, where ranks have parts of them; None: `reached_by_adamw`.
+        Several workers that share weights, gradients and momenta step a part each: the Muon groups in turn; worker 0
+        also the AdamW parameters. Parameters that the phase does not train stay as they are, momenta too.
         """
-        for group in self._groups_of(attention)[worker::workers]:
-            gradient = torch.cat([self._gradient(run, group.shape) for run in group.runs])
-            if grad_scale != 1.0:
-                gradient.mul_(grad_scale)
-            parts = gradient.split([(run.stop - run.start) // group.shape[0] for run in group.runs])
-            for run, part in zip(group.runs, parts, strict=True):
-                momentum = run.of(self._momenta[run.name], group.shape)
-                momentum.mul_(self.momentum).add_(part)
-                part.add_(momentum, alpha=self.momentum)
+        groups = self._groups_of(attention)[worker::workers]
+        for group, found in zip(groups, self._reached(groups), strict=True):
+            if found.any():
+                self._step_matrices(group, found, lr, grad_scale)
+        if worker == 0:
+            self._step_adamw(lr, grad_scale, attention, self.reached_by_adamw() if reached is None else reached)
+
+    def _step_matrices(self, group: _MuonGroup, reached: Tensor, lr: float, grad_scale: float) -> None:
+        """Step the matrices of a group that `reached`, bool [N] on the host, marks."""
+        gradient = torch.cat([self._gradient(run, group.shape) for run in group.runs])
+        if grad_scale != 1.0:
+            gradient.mul_(grad_scale)
+        mask = reached.to(gradient.device)
+        decay = torch.where(mask, self.momentum, 1.0).view(-1, 1, 1)  # the others are multiplied by 1, and add zeros
+        shrink = torch.where(mask, 1.0 - lr * self.weight_decay, 1.0).view(-1, 1, 1)
+        for run, part, factor in zip(group.runs, gradient.split(group.sizes), decay.split(group.sizes), strict=True):
+            momentum = run.of(self._momenta[run.name], group.shape)
+            momentum.mul_(factor).add_(part)
+            part.add_(momentum, alpha=self.momentum)
+        if reached.all():
             update = orthogonalize(gradient, self.compute_dtype)
-            scale = -lr * self.gamma * max(group.shape) ** 0.5
-            for run, direction in zip(group.runs, update.split([len(part) for part in parts]), strict=True):
-                weight = run.of(self.parameters[run.name].detach(), group.shape)
-                weight.mul_(1.0 - lr * self.weight_decay).add_(direction, alpha=scale)
-        if worker:
-            return
-        idle = {id(p) for name, p in self.parameters.items() if not trains(attention, name)}
+        else:
+            update = torch.zeros_like(gradient)
+            update[mask] = orthogonalize(gradient[mask], self.compute_dtype)
+        scale = -lr * self.gamma * max(group.shape) ** 0.5
+        for run, part, factor in zip(group.runs, update.split(group.sizes), shrink.split(group.sizes), strict=True):
+            weight = run.of(self.parameters[run.name].detach(), group.shape)
+            weight.mul_(factor).add_(part, alpha=scale)
+
+    def _step_adamw(self, lr: float, grad_scale: float, attention: AttentionPhase, reached: Set[str]) -> None:
         for group in self._adamw.param_groups:
             group["lr"] = lr
-            for parameter in group["params"]:
-                if id(parameter) in idle:
-                    parameter.grad = None
-                elif parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                elif grad_scale != 1.0:
-                    parameter.grad.mul_(grad_scale)
+        for name in self._adamw_names:
+            parameter = self.parameters[name]
+            if not trains(attention, name):
+                parameter.grad = None
+            elif name not in reached:
+                parameter.grad = None
+                # Debiasing is by the run's updates, which a checkpoint has, not by each parameter's own.
+                self._begun(parameter)["step"] += 1
+            elif parameter.grad is None:  # others have a gradient of their parts
+                parameter.grad = torch.zeros_like(parameter)
+            elif grad_scale != 1.0:
+                parameter.grad.mul_(grad_scale)
         self._adamw.step()
+
+    def _begun(self, parameter: nn.Parameter) -> dict[str, Any]:
+        """AdamW's state of a parameter; what is missing is as before a first step."""
+        state = self._adamw.state[parameter]
+        state.setdefault("step", torch.tensor(0.0))
+        for kind in ("exp_avg", "exp_avg_sq"):
+            if kind not in state:
+                state[kind] = torch.zeros_like(parameter)
+        return state
+
+    def _reached(self, groups: Sequence[_MuonGroup]) -> list[Tensor]:
+        """The matrices of each group whose gradient is not all zeros, bool [N] on the host.
+
+        Momentum would go on moving the others: orthogonalized, it has full size until it has decayed below the floor
+        of Newton-Schulz. One transfer from a GPU for all groups.
+        """
+        if not groups:
+            return []
+        marks = torch.cat([self._marks(run, group.shape) for group in groups for run in group.runs])
+        return list(marks.cpu().split([sum(group.sizes) for group in groups]))
+
+    def _marks(self, run: _Run, shape: tuple[int, int]) -> Tensor:
+        gradient = self.parameters[run.name].grad
+        if gradient is None:
+            count = (run.stop - run.start) // shape[0]
+            return torch.zeros(count, dtype=torch.bool, device=self.parameters[run.name].device)
+        return _not_zero(run.of(gradient, shape), (1, 2))
+
+    @torch.no_grad()
+    def reached_by_adamw(self) -> set[str]:
+        """Names of AdamW's parameters whose gradient is not all zeros."""
+        named = ((name, self.parameters[name].grad) for name in self._adamw_names)
+        found = {name: gradient for name, gradient in named if gradient is not None}
+        if not found:
+            return set()
+        marks = torch.stack([_not_zero(gradient) for gradient in found.values()]).tolist()
+        return {name for name, mark in zip(found, marks, strict=True) if mark}
 
     def _groups_of(self, phase: AttentionPhase) -> list[_MuonGroup]:
         """Groups of the matrices that a phase trains."""
@@ -229,21 +301,16 @@ class MuonAdamW:
 
         Missing moments become zeros, as in a first step.
         """
-        names = {id(parameter): name for name, parameter in self.parameters.items()}
-        for parameter in (p for group in self._adamw.param_groups for p in group["params"]):
-            state, name = self._adamw.state[parameter], names[id(parameter)]
+        for name in self._adamw_names:
             steps = sum(count for phase, count in (updates or {}).items() if trains(phase, name))
-            state["step"] = torch.tensor(float(steps))
-            for kind in ("exp_avg", "exp_avg_sq"):
-                state.setdefault(kind, torch.zeros_like(parameter))
+            self._begun(self.parameters[name])["step"] = torch.tensor(float(steps))
 
     def updates(self) -> dict[AttentionPhase, int]:
         """Updates by phase that add up to AdamW's steps of now, from which `start_adamw` sets them again."""
         steps: dict[AttentionPhase, int] = {}  # of what the phase trains, those of `sparse` among them
-        for rule in self.rules:
-            if rule.kind in ("adamw", "adamw_no_decay"):
-                state = self._adamw.state.get(self.parameters[rule.name], {})
-                steps["warmup" if trains("warmup", rule.name) else "dense"] = int(state.get("step", 0))
+        for name in self._adamw_names:
+            state = self._adamw.state.get(self.parameters[name], {})
+            steps["warmup" if trains("warmup", name) else "dense"] = int(state.get("step", 0))
         both = min(steps.values(), default=0)
         found: dict[AttentionPhase, int] = {"sparse": both, "dense": 0, "warmup": 0}
         for phase, count in steps.items():
@@ -295,3 +362,8 @@ def _join(matrices: Iterable[_Run]) -> list[_Run]:
             matrix = _Run(matrix.name, runs.pop().start, matrix.stop)
         runs.append(matrix)
     return runs
+
+
+def _not_zero(gradient: Tensor, dimensions: tuple[int, ...] = ()) -> Tensor:
+    """True where a number along `dimensions`, () being all, is not zero, as NaN is not. Faster than `any`."""
+    return (gradient.amax(dimensions) != 0) | (gradient.amin(dimensions) != 0)

@@ -11,21 +11,19 @@ from statistics import median
 from typing import Any
 
 from dsv4.analysis.activations import Recompute
+from dsv4.analysis.adapters import Adapters
 from dsv4.analysis.degrees import DIMENSIONS, Degrees
 from dsv4.analysis.hardware import Machine, Precision, cpu
 from dsv4.analysis.training_memory import Setting, StageShape
 from dsv4.analysis.training_plan import StagePlan, choose_stage, enlarge_stage, plan_stage
 from dsv4.config import ModelConfig
+from dsv4.model_folder import resolve_model
 from dsv4.presets import PRESETS
 from dsv4.training.plots import read_metrics
-from dsv4.training.pretrain_recipe import PretrainRecipe, StageSection
+from dsv4.training.pretrain_recipe import PretrainRecipe
+from dsv4.training.published import published_run
 from dsv4.training.recipe import read_recipe
-
-# Tokens of the published runs, and of their steps at full batch (DeepSeek-V4 report).
-PUBLISHED = {
-    "flash": ("ladder.tokens=32_000_000_000_000", "ladder.batch_tokens=75497472"),
-    "pro": ("ladder.tokens=33_000_000_000_000", "ladder.batch_tokens=94371840"),
-}
+from dsv4.training.stage_section import StageSection
 
 
 @dataclass(frozen=True)
@@ -107,14 +105,33 @@ def recipe_to_plan(name: str, overrides: Sequence[str]) -> PretrainRecipe:
     """Recipe in the file `name`, or the published run of a preset, after `overrides`; stages written out."""
     if name in PRESETS and not Path(name).is_file():
         given = {override.partition("=")[0] for override in overrides}
-        published = PUBLISHED.get(name.removesuffix("-base"), ()) if not any("stages." in key for key in given) else ()
-        defaults = [word for word in published if word.partition("=")[0] not in given]
-        return read_recipe(PretrainRecipe, None, [f"model.base={name}", *defaults, *overrides]).resolve()
+        adapters = [word for word in overrides if word.startswith("lora.")]
+        run, ladder = published_run(name), dict[str, int]()
+        if run is not None and not adapters and not any("stages." in key for key in given):
+            ladder = {"ladder.tokens": run.tokens, "ladder.batch_tokens": run.batch_tokens}
+        defaults = [f"{key}={value}" for key, value in ladder.items() if key not in given]
+        others = [word for word in overrides if word not in adapters]
+        recipe = read_recipe(PretrainRecipe, None, [f"model.base={name}", *defaults, *others]).resolve()
+        return _with_adapters(recipe, adapters) if adapters else recipe
     if not Path(name).is_file():
         close = difflib.get_close_matches(name, PRESETS, n=1)
         meant = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"{name!r} is no file; allowed: a recipe in TOML, or one of {', '.join(PRESETS)}{meant}")
     return read_recipe(PretrainRecipe, Path(name), overrides).resolve()
+
+
+def _with_adapters(recipe: PretrainRecipe, words: Sequence[str]) -> PretrainRecipe:
+    """A preset's run with keys of lora.*, which in a run itself need a folder of weights.
+
+    ValueError where there is no rank, or a stage has nothing to train.
+    """
+    lora = read_recipe(PretrainRecipe, None, words).lora
+    if lora.rank is None:
+        raise ValueError(f"{' '.join(words)} without lora.rank; allowed: with it")
+    if any(stage.attention == "warmup" for stage in recipe.stages):
+        raise ValueError("lora.rank and a stage with attention 'warmup'; allowed: dense and sparse")
+    run = recipe.run.model_copy(update={"quantized_share": 0.0})
+    return recipe.model_copy(update={"lora": lora, "run": run})
 
 
 def stage_shapes(recipe: PretrainRecipe) -> list[StageShape]:
@@ -159,7 +176,8 @@ def plan_here(recipe: PretrainRecipe, config: ModelConfig, rate: float, memory: 
     replicas = recipe.run.replicas
     machine = cpu(memory, rate / replicas)
     setting = _setting(recipe, config, machine, Choice(replicas, "fp32"))
-    setting = replace(setting, rounds=recipe.run.precision != "fp32", shared_weights=True)
+    rounds, base = recipe.run.precision != "fp32", _base_bytes(recipe, config)
+    setting = replace(setting, rounds=rounds, shared_weights=True, base_bytes=base)
     shapes = zip(stage_shapes(recipe), _policies(recipe), strict=True)
     plans = [plan_stage(setting, shape, Degrees(data=replicas), policy) for shape, policy in shapes]
     return RunPlan(setting, tuple(plans), machine.price)
@@ -171,10 +189,6 @@ def _policies(recipe: PretrainRecipe) -> list[Recompute]:
 
 
 def _setting(recipe: PretrainRecipe, config: ModelConfig, machine: Machine, choice: Choice) -> Setting:
-    if recipe.lora.rank is not None:
-        raise ValueError(
-            f"lora.rank {recipe.lora.rank}: plans are of runs that train every parameter; allowed: without lora.rank"
-        )
     return Setting(
         config,
         machine,
@@ -183,9 +197,29 @@ def _setting(recipe: PretrainRecipe, config: ModelConfig, machine: Machine, choi
         quantized=recipe.run.quantized_share > 0,
         mtp=recipe.loss.mtp > 0,
         keep_gathered=recipe.parallel.keep_gathered,
+        adapters=_adapters(recipe, config),
         stages=recipe.parallel.stages,
         efficiency=machine.efficiency if choice.efficiency is None else choice.efficiency,
     )
+
+
+def _adapters(recipe: PretrainRecipe, config: ModelConfig) -> Adapters | None:
+    """What the run trains in place of every parameter; None: it trains every parameter."""
+    if recipe.lora.settings is None:
+        return None
+    from dsv4.training.lora import planned  # imports torch, as the check of lora.* has
+
+    return planned(recipe.lora.settings, recipe.lora.optimizer, config)
+
+
+def _base_bytes(recipe: PretrainRecipe, config: ModelConfig) -> int | None:
+    """Bytes of a start that stays as it is stored while adapters train; None: fp32, or no adapters."""
+    if recipe.lora.rank is None:
+        return None
+    from dsv4.training.lora import stored_bytes
+
+    start = recipe.model.start
+    return stored_bytes(None if start is None else resolve_model(start), config, recipe.run.precision)
 
 
 @dataclass(frozen=True)

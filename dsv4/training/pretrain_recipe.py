@@ -7,26 +7,21 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from dsv4.analysis.activations import Recompute
 from dsv4.analysis.precision import Precision
-from dsv4.analysis.training_flops import Phase
 from dsv4.config import ModelConfig, nano_path
 from dsv4.model_folder import resolve_model
 from dsv4.presets import PRESETS
-from dsv4.training.batch_size import BatchSize
-from dsv4.training.ladder import rungs
 from dsv4.training.lora_settings import DEFAULT_TARGETS, AdapterOptimizer, LoraSettings
 from dsv4.training.parallel_section import ParallelSection
+from dsv4.training.published import published_run
 from dsv4.training.recipe import Section
 from dsv4.training.spikes import SpikeSettings, Statistic
 from dsv4.training.stability_settings import AfterLast, Anticipate, StabilitySettings
+from dsv4.training.stage_section import Count, LadderSection, Share, StageSection, Texts, default_stages
 from dsv4.training.start_shapes import check_shapes
-
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 
 _TYPES = get_type_hints(ModelConfig)
 # Learning rates of runs that go on from trained weights: about Flash's peak, and what adapters take.
@@ -105,8 +100,18 @@ class DataSection(Section):
     tasks: Annotated[float, Field(ge=0.0)] = 0.0
     tokenizer: str | None = None
     group_rows: Annotated[int, Field(ge=2)] = 128
+    whole_documents: bool = False  # none is cut to fill a row, but one longer than `sequence` is
     fill_in_middle: Share = 0.1
     split_merged: Share = 0.1
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> DataSection:
+        if self.whole_documents and (self.fill_in_middle or self.split_merged):
+            raise ValueError(
+                f"whole_documents with fill_in_middle {self.fill_in_middle} and split_merged {self.split_merged}, by "
+                "which documents grow; allowed: with 0 for both"
+            )
+        return self
 
 
 class OptimizerSection(Section):
@@ -154,7 +159,7 @@ class LoraSection(Section):
             raise ValueError("lora.rank and a changed key of the model; allowed: the model of model.start as it is")
         if run.replicas > 1:
             raise ValueError(f"lora.rank and run.replicas {run.replicas}; allowed: 1")
-        if "quantized_share" in run.model_fields_set and run.quantized_share:
+        if run.quantized_share:
             raise ValueError(
                 f"lora.rank and run.quantized_share {run.quantized_share}; allowed: 0, since matrices are not merged"
             )
@@ -172,7 +177,7 @@ class RunSection(Section):
     replicas: Count = 1
     device: str = "cpu"
     save_every: Count = 100
-    quantized_share: Share = 0.15
+    quantized_share: Share = 0.0  # last part of the run, trained with the stored (FP4, FP8) weight values
     precision: Precision = "fp32"
     recompute: Recompute = "none"
     count_clamps: bool = False
@@ -213,72 +218,6 @@ class StabilitySection(Section):
         return StabilitySettings(spikes, **values)
 
 
-class StageSection(Section):
-    """A part of the run: its documents, its attention, its batches, and its length in steps or tokens."""
-
-    name: str = "pretrain"
-    attention: Phase = "sparse"
-    steps: Count | None = None
-    tokens: Count | None = None
-    sequence: Annotated[int, Field(ge=2)] = 1024  # tokens of a document; a longer one is cut
-    row_tokens: Annotated[int, Field(ge=2)] = 0  # tokens of a micro-batch; 0: 4096, or `sequence` if that is more
-    batch_tokens: Annotated[int, Field(ge=0)] = 0  # tokens of a step; 0: one row per replica
-    ramp_from: Annotated[int, Field(ge=0)] = 0  # tokens of the first step; 0: `batch_tokens`, no ramp
-    ramp_tokens: Annotated[int, Field(ge=0)] = 0  # tokens over which a step grows to `batch_tokens`
-    rate: Annotated[float, Field(gt=0.0)] | None = None  # constant learning rate; left out: the schedule's
-    recompute: Recompute | None = None  # left out: the run's
-    shards: Texts = ()
-    tasks: Annotated[float, Field(ge=0.0)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, values: Any) -> Any:
-        if isinstance(values, dict) and not values.get("row_tokens"):
-            sequence = values.get("sequence", cls.model_fields["sequence"].default)
-            values = values | {"row_tokens": max(4096, sequence) if isinstance(sequence, int) else 4096}
-        return values
-
-    @model_validator(mode="after")
-    def _check_length(self) -> StageSection:
-        if (self.steps is None) == (self.tokens is None):
-            raise ValueError(f"stage {self.name!r} has steps {self.steps}, tokens {self.tokens}; allowed: one of them")
-        return self
-
-    def size(self, replicas: int) -> BatchSize:
-        """Micro-batches per step. ValueError unless a step is whole rows of every replica."""
-        row = self.row_tokens * replicas
-        for key, tokens in (("batch_tokens", self.batch_tokens), ("ramp_from", self.ramp_from)):
-            if tokens % row:
-                raise ValueError(
-                    f"stage {self.name!r}: {key} is {tokens}; allowed: multiples of {row} (rows of {self.row_tokens} "
-                    f"tokens on {replicas} replica(s))"
-                )
-        return BatchSize(row, max(1, self.batch_tokens // row), self.ramp_from // row, self.ramp_tokens)
-
-    def num_steps(self, replicas: int) -> int:
-        """Steps of the stage."""
-        return self.steps if self.steps is not None else self.size(replicas).steps(self.tokens or 0)
-
-    def num_tokens(self, replicas: int) -> int:
-        """Tokens of the stage's full rows."""
-        size = self.size(replicas)
-        return size.before(self.num_steps(replicas)) * size.tokens
-
-
-class LadderSection(Section):
-    """The report's stages in place of `stages`, for a run of `tokens` and a final `context`."""
-
-    tokens: Count | None = None
-    context: Count | None = None  # left out: the model's max_position_embeddings
-    batch_tokens: Count | None = None  # left out: one document of the longest per replica
-    ramp_from: Share = 0.2  # of batch_tokens
-    ramp: Share = 0.03  # of the tokens; at most the first stage's
-    dense: Share = 1 / 32
-    warmup: Share = 0.002
-    longest: Share = 0.1
-    warmup_rate: Annotated[float, Field(gt=0.0)] = 1e-3
-
-
 class PretrainRecipe(Section):
     """A whole pre-training run."""
 
@@ -316,7 +255,7 @@ class PretrainRecipe(Section):
         config = self.model.config()
         if self.stages and self.ladder.tokens is not None:
             raise ValueError("the recipe has stages and ladder.tokens, which makes stages; allowed: one of them")
-        stages = self.stages or _default_stages(self.ladder, config, self.processes)
+        stages = self.stages or default_stages(self.ladder, config, self.processes)
         for stage in stages:
             stage.size(self.processes)
             if stage.row_tokens < stage.sequence:
@@ -329,15 +268,21 @@ class PretrainRecipe(Section):
         self.check_ranks(config)
         update: dict[str, Any] = {
             "model": self.model.resolve(config),
+            "optimizer": self._resolve_optimizer(),
             "stages": tuple(stages),
             "ladder": LadderSection(),
         }
-        if self.model.start is not None and "rate" not in self.optimizer.model_fields_set:
-            rate = START_RATE if self.lora.rank is None else LORA_RATE
-            update["optimizer"] = self.optimizer.model_copy(update={"rate": rate})
-        if self.lora.rank is not None:
-            update["run"] = self.run.model_copy(update={"quantized_share": 0.0})
         return self.model_copy(update=update)
+
+    def _resolve_optimizer(self) -> OptimizerSection:
+        """The optimizer with the defaults of what it trains: a published shape, a start's weights, adapters."""
+        defaults: dict[str, float] = {}
+        if self.model.start is not None:
+            defaults["rate"] = START_RATE if self.lora.rank is None else LORA_RATE
+        elif (run := published_run(self.model.base)) is not None:
+            defaults |= {"rate": run.rate, "warmup_steps": run.warmup_steps, "balance_speed": run.balance_speed}
+        given = self.optimizer.model_fields_set
+        return self.optimizer.model_copy(update={key: value for key, value in defaults.items() if key not in given})
 
 
 def _start_config(start: str) -> ModelConfig:
@@ -361,34 +306,3 @@ def _with_layers(config: ModelConfig, layers: int) -> ModelConfig:
         num_hash_layers=min(config.num_hash_layers, layers),
         compress_ratios=(*main[:layers], *rest),
     )
-
-
-def _default_stages(ladder: LadderSection, config: ModelConfig, replicas: int) -> tuple[StageSection, ...]:
-    if ladder.tokens is None:
-        return (StageSection(steps=100),)
-    context = ladder.context or config.max_position_embeddings
-    found: list[StageSection] = []
-    for rung in rungs(context, ladder.tokens, ladder.dense, ladder.warmup, ladder.longest):
-        row = max(4096, rung.sequence)
-        whole: Any = lambda tokens, row=row: max(1, round(tokens / (row * replicas))) * row * replicas  # noqa: E731
-        batch = whole(ladder.batch_tokens or max(4096, context) * replicas)
-        ramp_from = whole(batch * ladder.ramp_from)
-        ramp: dict[str, Any] = {}
-        if not found and ramp_from < batch and ladder.ramp:
-            # At most the stage's tokens: the next one begins with full batches, to which this one's have grown.
-            ramp_tokens = min(max(1, round(ladder.tokens * ladder.ramp)), rung.tokens)
-            ramp = {"ramp_from": ramp_from, "ramp_tokens": ramp_tokens}
-        rate = ladder.warmup_rate if rung.attention == "warmup" else None
-        found.append(
-            StageSection(
-                name=rung.name,
-                attention=rung.attention,
-                tokens=rung.tokens,
-                sequence=rung.sequence,
-                row_tokens=row,
-                batch_tokens=batch,
-                rate=rate,
-                **ramp,
-            )
-        )
-    return tuple(found)

@@ -35,6 +35,12 @@ def as_stored(name: str, weight: Tensor) -> Tensor:
     return stored
 
 
+def round_weights(model: nn.Module) -> None:
+    """Round every parameter of a model through the official layout, in place and for good."""
+    for name, parameter in model.named_parameters():
+        _round_to_stored(name, parameter)
+
+
 @torch.no_grad()
 def _round_to_stored(name: str, weight: Tensor) -> None:
     """As `as_stored`, in place; a second time changes nothing."""

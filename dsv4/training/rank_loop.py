@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,15 +23,15 @@ from dsv4.parallel.fsdp import shard_model
 from dsv4.parallel.mesh import make_mesh
 from dsv4.parallel.pieces import Values, fill_pieces, gather_tensors
 from dsv4.parallel.sums import gather_objects
-from dsv4.training.handover import CHECKPOINTS, has_state, take_state
+from dsv4.training.handover import CHECKPOINTS, has_state, pack_run, take_state, unpack_run
 from dsv4.training.kept_checkpoints import KeptCheckpoints
-from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
+from dsv4.training.loop import NonFiniteLossError, Stage, TrainingLoop, TrainSettings
 from dsv4.training.lora import adapter_pairs
 from dsv4.training.losses import NoTargetsError
-from dsv4.training.optim import MuonAdamW
 from dsv4.training.parts import place_rank
 from dsv4.training.plan import Plan
 from dsv4.training.processes import Processes
+from dsv4.training.rank_optim import RankOptimizer
 from dsv4.training.ranks import Ranks
 from dsv4.training.replicated_optim import ReplicatedMuonAdamW
 from dsv4.training.report import Report
@@ -44,8 +43,8 @@ from dsv4.training.state import RunPosition
 from dsv4.training.stopping import StopOnSignal
 
 
-class RankTrainer(Trainer):
-    """Trainer on one rank of a process group; all ranks build one from the same arguments and run it together.
+class RankTrainer(TrainingLoop[RankOptimizer]):
+    """The loop on one rank of a process group; all ranks build one from the same arguments and run it together.
 
     `model` is sharded in place. It is on the meta device, and each rank then fills its pieces with `values`, or it is
     whole on every rank. One with adapters is whole, and cut into a pipeline's stages and the ranks' experts alone.
@@ -87,7 +86,7 @@ class RankTrainer(Trainer):
         self.parts = place_rank(model, self.mesh, layers)
         split_experts(model, self.mesh["expert"])
         if adapted:
-            self.sharded = ReplicatedMuonAdamW(model, self.parts, **optimizer)
+            own: RankOptimizer = ReplicatedMuonAdamW(model, self.parts, **optimizer)
         else:
             shard_model(model, self.mesh, keep_gathered)
             if values is not None:
@@ -95,14 +94,12 @@ class RankTrainer(Trainer):
                 if not has_state(run_dir):
                     fill_pieces(model, self.mesh, values)
             copies = self.parts.pipeline.place.copies if self.parts.pipeline is not None else frozenset()
-            self.sharded = ShardedMuonAdamW(model, self.mesh, copies, **optimizer)
+            own = ShardedMuonAdamW(model, self.mesh, copies, **optimizer)
         self._saved = -1  # step of the checkpoint begun last
-        # Of the optimizer the loop itself uses what both kinds have; the rest is in the methods below.
-        one = cast(MuonAdamW, self.sharded)
-        super().__init__(model, one, stages, settings, plan, run_dir, console, quiet, speed, tensorboard)
+        super().__init__(model, own, stages, settings, plan, run_dir, console, quiet, speed, tensorboard)
 
     def run(self, stop_after: int | None = None) -> RunPosition:
-        """As Trainer.run."""
+        """As TrainingLoop.run."""
         try:
             return super().run(stop_after)
         except (NonFiniteLossError, NoTargetsError, SpikeError):  # on all ranks, which can still write together
@@ -117,13 +114,10 @@ class RankTrainer(Trainer):
             self._check_stage(path)
 
     def _go_back(self, path: Path) -> None:
-        rng = f"rng.{dist.get_rank()}"
-        found, common = self.checkpoints.load(path, self.sharded.state())
-        random = found.pop("rng")
-        if len(random) == dist.get_world_size():  # another number of ranks starts with random states of its own
-            torch.set_rng_state(torch.tensor(list(bytes.fromhex(random[rng])), dtype=torch.uint8))
-        self.sharded.loaded(found.pop("updates"))
-        self.progress, self._saved = RunPosition(**found, **common), -1
+        found, common = self.checkpoints.load(path, self.optimizer.state())
+        self.progress, updates = unpack_run(found, common, dist.get_rank(), dist.get_world_size())
+        self.optimizer.loaded(updates)
+        self._saved = -1
 
     def _kept(self, count: int) -> Kept:
         return KeptCheckpoints(self.checkpoints)
@@ -137,7 +131,7 @@ class RankTrainer(Trainer):
 
     def _processes(self) -> Processes:
         sources = [stage.source for stage in self.stages]
-        return Ranks(self.model, self.sharded, sources, self.parts, self.degrees, self.settings.micro_batches)
+        return Ranks(self.model, self.optimizer, sources, self.parts, self.degrees, self.settings.micro_batches)
 
     def _stop(self) -> StopOnSignal:
         # A rank gets a signal more than once: of a scheduler that signals all processes, and of torchrun, which passes
@@ -164,22 +158,19 @@ class RankTrainer(Trainer):
     def save(self) -> None:
         """Begin a checkpoint, which is whole before the first step that all ranks begin after they have written it.
 
-        NonFiniteLossError as in Trainer.
+        NonFiniteLossError, with nothing written, if a parameter is not finite.
         """
-        if not self.sharded.finite():
+        if not self.optimizer.finite():
             raise NonFiniteLossError(
                 f"after step {self.progress.step - 1} a parameter is not finite; nothing was saved"
             )
         if self._saved == self.progress.step:
             return
         self._saved = self.progress.step
-        states = gather_objects(bytes(torch.get_rng_state().tolist()).hex())
-        position = asdict(self.progress) | {"updates": dict(self.sharded.updates)}
-        position["rng"] = {f"rng.{rank}": state for rank, state in enumerate(states)}
-        del position["stability"]  # whose routing is of tensors
-        common = {"stability": self.stability.state()} if self.stability else {}
-        suspected = self.stability is not None and self.stability.suspects
-        self.checkpoints.start(self.progress.step, self.sharded.state(copies=False), position, common, suspected)
+        if self.stability:
+            self.progress.stability = self.stability.state()
+        packed = pack_run(self.progress, self.optimizer.updates, gather_objects(torch.get_rng_state()))
+        self.checkpoints.start(self.progress.step, self.optimizer.state(copies=False), *packed)
 
     def gather_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The model's tensors one at a time, as parallel/pieces.py:gather_tensors."""

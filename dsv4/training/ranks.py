@@ -20,8 +20,7 @@ from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.gradient import BatchSource, Result, Routing, Work, compute_gradient
 from dsv4.training.losses import NoTargetsError
 from dsv4.training.parts import Parts, cut_batches, sum_step_counts
-from dsv4.training.replicated_optim import ReplicatedMuonAdamW
-from dsv4.training.sharded_optim import ShardedMuonAdamW
+from dsv4.training.rank_optim import RankOptimizer
 from dsv4.training.stages import compute_stage_gradient
 from dsv4.training.step_batches import Place, Reader
 
@@ -32,7 +31,7 @@ class Ranks:
     def __init__(
         self,
         model: Transformer,
-        optimizer: ShardedMuonAdamW | ReplicatedMuonAdamW,
+        optimizer: RankOptimizer,
         sources: Sequence[BatchSource],
         parts: Parts,
         degrees: Degrees,

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 S = TypeVar("S", bound="Section")
+MOST_NEAREST = 3  # unknown keys whose nearest are named: with more, the recipe is of another kind
 
 
 class RecipeError(ValueError):
@@ -44,9 +45,15 @@ def read_recipe(schema: type[S], path: Path | None, overrides: Sequence[str] = (
         raise RecipeError(f"{path}: not valid TOML: {error}") from error
     for override in overrides:
         _set(values, override)
-    unknown = [f"{key} is unknown; the nearest key is {_nearest(schema, key)}" for key in _unknown(schema, values)]
+    unknown = list(_unknown(schema, values))
+    if len(unknown) > MOST_NEAREST:
+        raise RecipeError(
+            f"{place}: {', '.join(unknown[:MOST_NEAREST])} and {len(unknown) - MOST_NEAREST} more are unknown, as in a "
+            f"recipe of another kind; allowed: {', '.join(schema.model_fields)}"
+        )
     if unknown:
-        raise RecipeError(f"{place}: {'; '.join(unknown)}")
+        words = (f"{key} is unknown; the nearest key is {_nearest(schema, key)}" for key in unknown)
+        raise RecipeError(f"{place}: {'; '.join(words)}")
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -130,6 +137,11 @@ def known_keys(schema: type[Section], prefix: str = "") -> Iterator[str]:
             yield from known_keys(inner, f"{prefix}{key}." if inner is field.annotation else f"{prefix}{key}.0.")
 
 
+def _tables(schema: type[Section]) -> set[str]:
+    """Every dotted table above the known keys; of lists, the list and its first item."""
+    return {key[:place] for key in known_keys(schema) for place, sign in enumerate(key) if sign == "."}
+
+
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Words of a command line -> (paths, KEY=VALUE). What exists is a path, whatever its name."""
     keys = [word for word in words if "=" in word and not os.path.exists(word)]  # Path's fails for a long value
@@ -148,8 +160,8 @@ def _has(values: Any, key: Sequence[str]) -> bool:
 
 
 def _nearest(schema: type[Section], key: str) -> str:
-    """Known key that is spelled most like `key`: in the same table if one is close there, else as a whole."""
-    known = list(known_keys(schema))
+    """Known key or table that is spelled most like `key`: in the same table if one is close there, else as a whole."""
+    known = [*known_keys(schema), *(name for name in _tables(schema) if not key.startswith(f"{name}."))]
     table, _, last = key.rpartition(".")
     beside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == table]
     close = difflib.get_close_matches(last, beside, n=1)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from dsv4.model.transformer import Transformer
-from dsv4.parallel.sums import sum_gradients, sum_numbers
-from dsv4.training.attention_phase import PHASES, AttentionPhase
+from dsv4.parallel.sums import names_on_any, sum_gradients, sum_numbers
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.parts import SAME_EXPERTS, SAME_LAYERS, Parts
+from dsv4.training.rank_optim import RankOptimizer
 
 
-class ReplicatedMuonAdamW:
-    """Optimizer with the interface of ShardedMuonAdamW, of parameters that all ranks with the same layers have whole.
+class ReplicatedMuonAdamW(RankOptimizer):
+    """Optimizer of parameters that all ranks with the same layers have whole.
 
     Of routed experts divided over ranks, those with the same experts have the same adapters. Gradients are added up
     over the ranks that have a parameter, which then take the same step, to the same bits.
@@ -26,13 +23,11 @@ class ReplicatedMuonAdamW:
 
     def __init__(self, model: Transformer, parts: Parts, **settings: Any) -> None:
         self._parts, self._device = parts, model.device
-        self._inner = MuonAdamW(model, model.config, **settings)
-        self._inner.start_adamw()
+        super().__init__(MuonAdamW(model, model.config, **settings))
         self._muon = {rule.name for rule in self._inner.rules if rule.kind == "muon"}
         experts = parts.mesh["expert"].size()
         self._divided = {name for name in self._inner.parameters if experts > 1 and ".experts." in name}
         self._whole = self._inner.parameters.keys() - self._divided
-        self.updates: dict[AttentionPhase, int] = dict.fromkeys(PHASES, 0)
 
     def collect(self) -> None:
         """Add up the gradients of the ranks that hold the same layers; of divided experts, the same experts."""
@@ -49,24 +44,12 @@ class ReplicatedMuonAdamW:
             own = (own**2 + sum_numbers([part], group, self._device)[0]) ** 0.5
         return own if pipeline is None else sum_numbers([own**2], pipeline.group, self._device)[0] ** 0.5
 
-    def step(self, lr: float, grad_scale: float = 1.0, attention: AttentionPhase = "sparse") -> None:
-        """As MuonAdamW.step."""
-        self._inner.step(lr, grad_scale, attention=attention)
-        self.updates[attention] += 1
-
-    def zero_grad(self) -> None:
-        """Drop every gradient."""
-        self._inner.zero_grad()
-
-    def not_finite(self) -> list[str]:
-        """As in MuonAdamW, of this rank's layers."""
-        return self._inner.not_finite()
-
-    def finite(self) -> bool:
-        """True if all parameters on all ranks are finite."""
-        flag = torch.tensor(int(all(bool(p.isfinite().all()) for p in self._inner.parameters.values())))
-        dist.all_reduce(flag, dist.ReduceOp.MIN)
-        return bool(flag)
+    def _reached(self) -> set[str]:
+        own = self._inner.reached_by_adamw()
+        if not self._divided:
+            return own
+        names = [name for name in self._inner.parameters if name not in self._muon]
+        return names_on_any(names, own, self._parts.mesh.get_group("expert"), self._device)
 
     def state(self, copies: bool = True) -> dict[str, Tensor]:
         """Tensors of the run's state by name, not copied; divided ones with their place in the whole.
@@ -90,8 +73,3 @@ class ReplicatedMuonAdamW:
     def _place(self, own: Tensor) -> Tensor:
         """A stack [E, ...] of which this rank has the part `own`, its experts'."""
         return DTensor.from_local(own, self._parts.mesh["expert"], [Shard(0)], run_check=False)
-
-    def loaded(self, updates: Mapping[AttentionPhase, int]) -> None:
-        """Go on after `state()`'s tensors were read from a checkpoint that was written after these `updates`."""
-        self.updates = dict(updates)
-        self._inner.start_adamw(self.updates)

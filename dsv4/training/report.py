@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,7 +17,22 @@ from dsv4.training.tensorboard import open_writer, write_metrics
 
 PLAIN_LINE_EVERY = 20
 PACE_STEPS = 50
-SHOWN = {"loss": "loss", "accuracy": "acc"}
+# Figures of the live line by their key in the metrics, in this order, where a step has them.
+FIGURES: dict[str, Callable[[Any], str]] = {
+    "loss": lambda value: f"loss {value:.3f}",
+    "accuracy": lambda value: f"acc {value:.3f}",
+    "reward": lambda value: f"reward {value:.3f}",
+    "kl": lambda value: f"kl {value:.3f}",
+    "train_serve_difference": lambda value: f"train-serve {value:.0e}" if value else "train-serve 0",
+    "lr": lambda value: f"lr {value:.2e}",
+    "tokens_per_second": lambda value: f"{value:.0f} tok/s",
+    "mfu": lambda value: f"MFU {value:.1%}",
+    "peak_memory_bytes": lambda value: f"{value / 1e9:.1f} GB",
+}
+# Those that go, one after the other, where a terminal is too narrow for all.
+LEAST_FIRST = ("lr", "accuracy", "tokens_per_second", "mfu", "loss")
+GAP = "  "
+NARROWEST_BAR, WIDEST_BAR = 4, 40
 
 
 def format_seconds(seconds: float) -> str:
@@ -38,11 +54,14 @@ def _is_before(line: str, first_step: int, attempt: int) -> bool:
         return False
 
 
-def _machine_note(metrics: dict[str, Any]) -> str:
-    """Share of the machine's products and memory, where they are measured."""
-    if "mfu" not in metrics:
-        return ""
-    return f"MFU {metrics['mfu']:.1%}  {metrics['peak_memory_bytes'] / 1e9:.1f} GB  "
+def describe_step(metrics: dict[str, Any], left: str, width: int | None = None) -> str:
+    """A step's figures and the time left as one line, of at most `width` columns if it can be; None: all figures."""
+    shown = {key: words(metrics[key]) for key, words in FIGURES.items() if key in metrics} | {"left": f"left {left}"}
+    for least in LEAST_FIRST:
+        if width is None or len(GAP.join(shown.values())) <= width:
+            break
+        shown.pop(least, None)
+    return GAP.join(shown.values())
 
 
 class Pace:
@@ -90,13 +109,14 @@ class Report:
         self._file = path.open("ab", buffering=0)  # unbuffered: close() has nothing to write after an error
         self._pace = Pace()
         self._bar: Progress | None = None
+        self._bar_column = BarColumn(NARROWEST_BAR)
         self._task: Any = None
 
     def __enter__(self) -> Report:
         if self.console.is_terminal and not self.quiet:
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-                console=self.console,
+                TextColumn("{task.description}"), self._bar_column, MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"), console=self.console,
             )  # fmt: skip
             self._task = self._bar.add_task("starting", total=None, note="")
             self._bar.start()
@@ -119,7 +139,7 @@ class Report:
     def step(self, metrics: dict[str, Any], total_steps: int, planned: bool) -> None:
         """Record one step; `metrics` must hold stage, step, lr, seconds (of the run so far) and tokens_per_second.
 
-        What a step did not measure is not in its metrics, and not on the terminal.
+        What a step did not measure is not in its metrics, and not on the terminal; what has no room is not shown.
         """
         with space_in_words(self._path):
             self._file.write((json.dumps(metrics) + "\n").encode())
@@ -127,13 +147,14 @@ class Report:
             write_metrics(self._writer, metrics)
         done = metrics["step"] + 1
         left = self._pace.time_left(done, metrics["seconds"], total_steps) if planned else "?"
-        measured = "".join(f"{word} {metrics[key]:.3f}  " for key, word in SHOWN.items() if key in metrics)
-        note = (
-            f"{measured}lr {metrics['lr']:.2e}  {metrics['tokens_per_second']:.0f} tok/s  {_machine_note(metrics)}"
-            f"left {left}"
-        )
+        stage, counts = metrics["stage"], f"{done}/{total_steps if planned else '?'}"
         if self._bar:
+            room = self.console.width - len(f"{stage}  {counts} ")
+            note = describe_step(metrics, left, room - NARROWEST_BAR)
+            self._bar_column.bar_width = min(WIDEST_BAR, max(NARROWEST_BAR, room - len(note)))
             total = total_steps if planned else None
-            self._bar.update(self._task, description=metrics["stage"], completed=done, total=total, note=note)
+            self._bar.update(self._task, description=stage, completed=done, total=total, note=note)
         elif not self.quiet and (done % PLAIN_LINE_EVERY == 0 or done == total_steps):
-            self.console.print(f"{metrics['stage']} {done}/{total_steps if planned else '?'}  {note}", highlight=False)
+            # Whole, whatever the width: a log has none.
+            line = f"{stage} {counts}  {describe_step(metrics, left)}"
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)

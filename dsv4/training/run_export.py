@@ -19,7 +19,9 @@ from dsv4.training.lora_settings import LoraSettings
 from dsv4.training.rank_loop import RankTrainer
 
 
-def export_run(trainer: Trainer, lora: LoraSettings | None, start: Path | None, run_dir: Path, out: Path) -> None:
+def export_run(
+    trainer: Trainer | RankTrainer, lora: LoraSettings | None, start: Path | None, run_dir: Path, out: Path
+) -> None:
     """Write the trained model to `out`; with `lora` first the adapter of the model folder `start` to `run_dir`.
 
     All ranks call it together, and the first writes. Its error is raised on all of them.

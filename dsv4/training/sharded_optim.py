@@ -15,9 +15,11 @@ from dsv4.model.parameters import row_of
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.fsdp import first_row, local_part
 from dsv4.parallel.mesh import dense_mesh
+from dsv4.parallel.sums import names_on_any
 from dsv4.parallel.zero import Matrix, WholeMatrices, assign_owners, newton_schulz_cost
-from dsv4.training.attention_phase import PHASES, AttentionPhase
+from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.optim import MuonAdamW, parameter_rule
+from dsv4.training.rank_optim import RankOptimizer
 
 
 class _Named(nn.Module):
@@ -31,29 +33,30 @@ class _Named(nn.Module):
         return iter(self._named.items())
 
 
-class ShardedMuonAdamW:
+class ShardedMuonAdamW(RankOptimizer):
     """Optimizer of a model that shard_model has sharded: a MuonAdamW of the tensors that this rank steps.
 
     Of a dense matrix that is the owner's whole float32 copy, the master, whose rows the ranks' parts are; all other
-    tensors are the parts themselves. Every method is called by all ranks together.
+    tensors are the parts themselves.
     """
 
     def __init__(
         self, model: Transformer, mesh: DeviceMesh, copies: frozenset[str] = frozenset(), **settings: Any
     ) -> None:
         """copies: parameters that another stage of the pipeline has too, with the same gradient, and accounts for."""
-        self._copies = copies
+        self._copies, self._device = copies, model.device
         dense = dense_mesh(mesh)
+        self._same_layers = dense.get_group()
         self._sharded = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._muon = [name for name in self._sharded if row_of(name).optimizer == "muon" and ".experts." not in name]
         costs: dict[str, int] = {}
         for name in self._muon:
             shape = tuple(self._sharded[name].shape)
-            costs[name] = newton_schulz_cost(parameter_rule(name, shape, model.config).rows, shape[1])
+            costs[name] = newton_schulz_cost(parameter_rule(name, shape, model.config).matrices)
         owners = assign_owners(costs, dense.size())
         shapes = {name: self._sharded[name].shape for name in self._muon}
         self._whole = WholeMatrices(
-            [Matrix(name, shapes[name][0], shapes[name][1], owners[name]) for name in self._muon], dense.get_group()
+            [Matrix(name, shapes[name][0], shapes[name][1], owners[name]) for name in self._muon], self._same_layers
         )
         self._first_expert = mesh.get_local_rank("expert")
         self._fixed = {name: p for name, p in model.named_parameters() if not p.requires_grad} | dict(
@@ -63,10 +66,9 @@ class ShardedMuonAdamW:
         self._parts = {name: parts[name] for name in self._muon}
         self._masters = self._whole.to_owners(self._parts)
         own = {name: part for name, part in parts.items() if name not in self._parts and part.numel()} | self._masters
-        self._inner = MuonAdamW(_Named({n: nn.Parameter(t) for n, t in own.items()}), model.config, **settings)
+        super().__init__(MuonAdamW(_Named({n: nn.Parameter(t) for n, t in own.items()}), model.config, **settings))
         self._own = self._inner.parameters
-        self._inner.start_adamw()
-        self.updates: dict[AttentionPhase, int] = dict.fromkeys(PHASES, 0)  # done, by phase
+        self._adamw = [n for n in self._sharded if row_of(n).optimizer != "muon"]
 
     def collect(self) -> None:
         """Bring the gradients that the backward left in parts to the tensors that this rank steps."""
@@ -88,10 +90,13 @@ class ShardedMuonAdamW:
         dist.all_gather(every, own)
         return float(torch.stack(every).sum().sqrt())
 
+    def _reached(self) -> set[str]:
+        # A rank may have rows of zeros of a parameter that others have a gradient of.
+        return names_on_any(self._adamw, self._inner.reached_by_adamw(), self._same_layers, self._device)
+
     def step(self, lr: float, grad_scale: float = 1.0, attention: AttentionPhase = "sparse") -> None:
         """As MuonAdamW.step, on every rank's part."""
-        self._inner.step(lr, grad_scale, attention=attention)
-        self.updates[attention] += 1
+        super().step(lr, grad_scale, attention)
         self._give_back()
 
     def _give_back(self) -> None:
@@ -99,19 +104,9 @@ class ShardedMuonAdamW:
 
     def zero_grad(self) -> None:
         """Drop every gradient."""
-        self._inner.zero_grad()
+        super().zero_grad()
         for parameter in self._sharded.values():
             parameter.grad = None
-
-    def not_finite(self) -> list[str]:
-        """As in MuonAdamW, of this rank's gradients."""
-        return self._inner.not_finite()
-
-    def finite(self) -> bool:
-        """True if all parameters on all ranks are finite."""
-        flag = torch.tensor(int(all(bool(p.isfinite().all()) for p in self._own.values())))
-        dist.all_reduce(flag, dist.ReduceOp.MIN)
-        return bool(flag)
 
     def state(self, copies: bool = True) -> dict[str, Tensor]:
         """This rank's tensors of the run's state by name, not copied: whole matrices, or parts with their place.
@@ -143,8 +138,7 @@ class ShardedMuonAdamW:
 
     def loaded(self, updates: Mapping[AttentionPhase, int]) -> None:
         """Go on after `state()`'s tensors were read from a checkpoint that was written after these `updates`."""
-        self.updates = dict(updates)
-        self._inner.start_adamw(self.updates)
+        super().loaded(updates)
         self._give_back()
 
 

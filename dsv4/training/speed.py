@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dsv4.analysis.adapters import Adapters
 from dsv4.analysis.training_flops import training_flops
 from dsv4.config import ModelConfig
 from dsv4.training.attention_phase import AttentionPhase
@@ -49,13 +50,20 @@ class SpeedMeter:
     A step quicker than the rate shows that other work slowed its measurement down: it is measured again.
     """
 
-    def __init__(self, config: ModelConfig, device: torch.device, measure_rate: Callable[[], float]) -> None:
-        self.config, self.device = config, device
+    def __init__(
+        self,
+        config: ModelConfig,
+        device: torch.device,
+        measure_rate: Callable[[], float],
+        adapters: Adapters | None = None,
+    ) -> None:
+        """adapters: are trained in place of every parameter."""
+        self.config, self.device, self.adapters = config, device, adapters
         self._measure_rate, self.rate = measure_rate, measure_rate()
 
     def measure(self, lengths: tuple[int, ...], phase: AttentionPhase, mtp: bool, seconds: float) -> dict[str, Any]:
         """Metrics of a step on documents of these lengths: operations per second, MFU, peak memory in bytes."""
-        speed = training_flops(self.config, lengths, phase, mtp) / seconds
+        speed = training_flops(self.config, lengths, phase, mtp, self.adapters) / seconds
         if speed > self.rate:
             self.rate = max(self.rate, self._measure_rate())
         return {

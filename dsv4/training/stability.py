@@ -70,14 +70,9 @@ class Stability:
         mode = self.settings.anticipate
         return mode == "always" or (mode == "after_rollback" and step < self.until)
 
-    @property
-    def suspects(self) -> bool:
-        """True if a spike may have begun: a state saved now is none to go back to."""
-        return self.detector.high_since is not None
-
     def keep(self, saved: Path, step: int) -> None:
         """Keep the state just saved at `step`, unless a spike may have begun."""
-        if not self.suspects:
+        if not suspects(self.state()):
             self.kept.keep(saved, step)
 
     def route_ahead(self, steps: range, make_work: Callable[[int], Work], replicas: Processes) -> dict[int, Routing]:
@@ -136,6 +131,11 @@ class Stability:
         self.until = max(self.until, spike.step + self.settings.anticipate_steps)
         self.restore(state)
         self.kept.drop_after(step)
+
+
+def suspects(state: Mapping[str, Any]) -> bool:
+    """True if, by a Stability's state, a spike may have begun: a state of the run of then is none to go back to."""
+    return bool(state) and state["detector"]["high_since"] is not None
 
 
 def describe_rollback(spike: Spike, attempt: int, step: int) -> dict[str, Any]:

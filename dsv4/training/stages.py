@@ -9,11 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.pipeline import StagePlace, run_stages, with_loss
 from dsv4.parallel.sums import sum_gradients
-from dsv4.training.gradient import MicroBatch, Result, Work, averaged_layers, begun_lengths, step_numerics, sum_results
+from dsv4.training.gradient import MicroBatch, Result, Work, make_result, start_aux, step_numerics, sum_results
 from dsv4.training.losses import Counts, Losses, auxiliary_losses, losses_of_streams
 from dsv4.training.recompute import recomputing
 
@@ -36,13 +35,10 @@ def compute_stage_gradient(
     gradients are those of both ends.
     """
     place, results = pipeline.place, [Result(Losses(0.0, 0.0, 0.0, 0.0, 0.0, 0), {}, 0)] * len(batches)
-    layers = averaged_layers(model.config, work, totals)
 
     def compute(number: int, streams: Tensor | None) -> Tensor:
         data = batches[number]
-        device = data.mask.device
-        routing = {name: index.to(device, torch.int64) for name, index in data.routing.items()}
-        aux = AuxLosses(routing, work.count_clamps, layers)
+        aux = start_aux(model.config, data, work, totals)
         out = model.run_stage(data.batch, streams, aux)
         if place.last:
             out, losses = losses_of_streams(model, out, data.batch, data.mask, work.weights, aux, totals)
@@ -50,9 +46,7 @@ def compute_stage_gradient(
             loss, balance, indexer = auxiliary_losses(data.batch, work.weights, aux, totals)
             out = with_loss(out, loss)
             losses = Losses(0.0, 0.0, 0.0, float(balance.detach()), float(indexer.detach()), 0)
-        loads, clamps = ({name: count.cpu() for name, count in counts.items()} for counts in (aux.loads, aux.clamps))
-        tokens, lengths = (data.batch.num_tokens, begun_lengths(data.batch)) if place.last else (0, ())
-        results[number] = Result(losses, loads, tokens, lengths, clamps)
+        results[number] = make_result(losses, aux, data.batch if place.last else None)
         return out
 
     config = model.config

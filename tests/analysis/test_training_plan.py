@@ -49,6 +49,10 @@ def test_muons_operations_are_those_of_its_matrices() -> None:
     shapes += [((2 + NANO.hc_mult) * NANO.hc_mult, wide)] * 2
     want = 10 * sum(3 * min(s) ** 2 * max(s) + min(s) ** 3 for s in shapes)
     assert optimizer_flops(two) - optimizer_flops(one) == want
+    index, size = NANO.index_n_heads, NANO.index_head_dim
+    shapes += [*[(c, d)] * 4, (4, 2 * c), *[(size, ql)] * index, (index, d), *[(size, d)] * 4, (4, 2 * size)]
+    want = 10 * sum(3 * min(s) ** 2 * max(s) + min(s) ** 3 for s in shapes)  # a window series each
+    assert optimizer_flops(replace(two, compress_ratios=(0, 0, 4, 0))) - optimizer_flops(one) == want
 
 
 def test_sharded_memory_is_a_share_and_policies_keep_less() -> None:

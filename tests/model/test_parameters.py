@@ -9,7 +9,7 @@ import torch
 
 from dsv4.analysis.inventory import tensor_inventory
 from dsv4.config import ModelConfig
-from dsv4.model.parameters import TABLE, matrix_heights, module_name, row_of, stored_dtype
+from dsv4.model.parameters import TABLE, matrix_shapes, module_name, row_of, stored_dtype
 from dsv4.model.stacks import native_tensors, official_tensors
 from dsv4.model.transformer import Transformer
 
@@ -27,8 +27,8 @@ def test_every_parameter_has_exactly_one_row_and_its_stored_format(preset: str) 
         used.add(row_of(name))  # ValueError unless exactly one row matches
         assert stored_dtype(name) == stored[name], name
         if row_of(name).optimizer == "muon":
-            heights = matrix_heights(name, tuple(parameter.shape), config)
-            assert sum(heights) == parameter.shape[:-1].numel(), name
+            shapes = matrix_shapes(name, tuple(parameter.shape), config)
+            assert sum(rows * columns for rows, columns in shapes) == parameter.numel(), name
     assert used == set(TABLE), "a row that no parameter has"
 
 

@@ -207,9 +207,10 @@ def test_loads_count_every_choice_of_the_score_routed_layers() -> None:
     model, ids = random_model(CONFIG), random_ids(CONFIG, 90).tolist()
     aux, _ = training_forward(model, [ids[:37], ids[37:]])
     assert sorted(aux.loads) == ["layers.1.ffn", "layers.2.ffn", "layers.3.ffn", "mtp.0.ffn"]
-    for load in aux.loads.values():
+    for name, load in aux.loads.items():
         assert load.dtype == torch.int64 and load.shape == (E,)
-        assert int(load.sum()) == 90 * K
+        rows = 88 if name == "mtp.0.ffn" else 90  # the last token of a document has no next one
+        assert int(load.sum()) == rows * K
 
 
 def moe_with_scores(scores: Tensor) -> tuple[MoE, Tensor]:
@@ -240,7 +241,7 @@ def test_balance_loss_is_one_when_even() -> None:
 
 
 def test_balance_loss_of_one_sided_choices() -> None:
-    """All tokens choose experts 0 and 1: f = E / K for those, P their share; sequences are averaged."""
+    """All tokens choose experts 0 and 1: f = E / K for those, P their share; documents count by their tokens."""
     rows = torch.full((4, E), 0.5)
     rows[:, :K] = 2.0
     share = 2.0 / (2.0 * K + 0.5 * (E - K))
@@ -249,7 +250,49 @@ def test_balance_loss_of_one_sided_choices() -> None:
     for t in range(E // K):
         even[t, t * K : (t + 1) * K] = 2.0
     both = balance_loss(torch.cat((rows, even)), 4, E // K)
-    assert both == pytest.approx((K * (E / K) * share + 1) / 2, rel=1e-5)  # not one mean over all tokens
+    first, second = 4 * K * (E / K) * share, E // K * 1
+    assert both == pytest.approx((first + second) / (4 + E // K), rel=1e-5)  # not f and P of all tokens together
+
+
+def test_balance_losses_of_layers_add_up() -> None:
+    rows = torch.full((E // K, E), 0.5)
+    for t in range(E // K):
+        rows[t, t * K : (t + 1) * K] = 2.0
+    moe, x = moe_with_scores(rows)
+    aux = AuxLosses()
+    for layer in range(1, 4):
+        moe.name = f"layers.{layer}.ffn"
+        moe(x, torch.zeros(len(x), dtype=torch.int64), layout_of(E // K), aux)
+        assert float(aux.balance_loss.detach()) == pytest.approx(layer, rel=1e-5)
+
+
+def test_a_row_without_a_next_token_does_not_count_in_an_mtp_block() -> None:
+    """As without it, but for the document's weight, which is of all its tokens; one of a single token adds nothing."""
+    moe, x = random_moe(False), torch.randn(12, CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
+    whole, cut = AuxLosses(), AuxLosses()
+    moe.ahead = 1
+    moe(x, torch.zeros(12, dtype=torch.int64), layout_of(5, 1, 6), whole)
+    moe.ahead = 0
+    kept = torch.tensor([0, 1, 2, 3, 6, 7, 8, 9, 10])
+    parts = []
+    for rows in kept.split((4, 5)):
+        one = AuxLosses()
+        moe(x[rows], torch.zeros(len(rows), dtype=torch.int64), layout_of(len(rows)), one)
+        parts.append(float(one.balance_loss.detach()))
+    moe(x[kept], torch.zeros(9, dtype=torch.int64), layout_of(4, 5), cut)
+    assert torch.equal(whole.loads[moe.name], cut.loads[moe.name])
+    assert float(whole.balance_loss.detach()) == pytest.approx((5 * parts[0] + 6 * parts[1]) / 12, rel=1e-5)
+
+
+def test_what_stands_in_for_a_next_token_reaches_no_load_and_no_balance_loss() -> None:
+    model, batch = random_model(CONFIG), RaggedBatch.pack([random_ids(CONFIG, 9).tolist(), [3], [5, 4]])
+    found = []
+    for stand_in in (0, 17):
+        ids, aux = batch.token_ids.roll(-1), AuxLosses()
+        ids[[8, 9, 11]] = stand_in
+        model.mtp_forward(model.forward_ragged(batch), ids, batch, aux=aux)
+        found.append((aux.loads["mtp.0.ffn"], aux.balance_loss))
+    assert all(map(torch.equal, *found)) and int(found[0][0].sum()) == 9 * K
 
 
 def test_balance_loss_teaches_the_router_only() -> None:

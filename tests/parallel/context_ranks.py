@@ -58,7 +58,7 @@ def compare(
         want = gradients(model)
         part, own_mask = cut_batch(batch, mask, group, bounds)
         counts = count_parts(part, own_mask)
-        numbers = [counts.targets, counts.mtp_targets, counts.documents, counts.indexed]
+        numbers = [counts.targets, counts.mtp_targets, counts.tokens, counts.indexed]
         totals = Counts(*(int(n) for n in sum_numbers(numbers, group, torch.device("cpu"))))
         assert totals == count_parts(batch, mask)
         result = compute_gradient(model, [MicroBatch(part, own_mask, counts)], work, totals)

@@ -49,7 +49,7 @@ def on_last_rank() -> bool:
 
 
 def spoil_gradient(trainer: RankTrainer, source: Source) -> None:
-    optimizer: Any = trainer.sharded
+    optimizer: Any = trainer.optimizer
     collect = optimizer.collect
 
     def collect_and_spoil() -> None:

@@ -66,7 +66,7 @@ def make_start(lora: str | None, targets: Sequence[str] = TARGETS) -> tuple[Tran
     return model, {"compute_dtype": torch.float32, "adapters": lora or "adamw_no_decay"}
 
 
-def hurt(trainer: Trainer) -> None:
+def hurt(trainer: Trainer | RankTrainer) -> None:
     """Multiply the head's weights, which no state on disk has."""
     local_part(trainer.model.head.weight).mul_(30.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -15,12 +16,12 @@ from torch._C._distributed_c10d import HashStore
 
 from dsv4.analysis.degrees import Degrees
 from dsv4.parallel.checkpoint import Checkpoints
-from dsv4.training.handover import take_checkpoint
+from dsv4.training.handover import pack_run, take_checkpoint, unpack_run
 from dsv4.training.loop import Stage
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import FixedPlan
 from dsv4.training.rank_loop import RankTrainer
-from dsv4.training.state import StateError
+from dsv4.training.state import RunPosition, StateError
 
 from ..training.tiny_training import Rows
 from .rank_program import UnevenBatches, make_start, settings
@@ -136,6 +137,25 @@ def test_what_a_checkpoint_holds_besides_its_tensors_is_synced(
     checkpoints.start(2, {"weight": torch.zeros(3)}, {"step": 2}, {"routing": torch.ones(2)})
     checkpoints.finish()
     assert {path.stat().st_ino for path in checkpoints.path(2).iterdir()} <= synced
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_rank_takes_its_random_state_of_as_many_ranks(ranks: int) -> None:
+    states = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in range(2):
+            torch.manual_seed(seed)
+            states.append(torch.get_rng_state())
+        detector = {"phase": [], "history": {}, "high_since": 5}
+        progress = RunPosition(7, 1, 3, 900, 2.5, {"detector": detector, "rollbacks": 1})
+        position, common, suspected = pack_run(progress, {"sparse": 4, "dense": 3, "warmup": 0}, states)
+        assert suspected and json.loads(json.dumps(position)) == position
+        torch.manual_seed(9)
+        before = torch.get_rng_state()
+        found, updates = unpack_run(position, common, 1, ranks)
+        assert torch.equal(torch.get_rng_state(), states[1] if ranks == 2 else before)
+    assert found == progress and updates == {"sparse": 4, "dense": 3, "warmup": 0}
+    assert pack_run(RunPosition(), updates, states)[1:] == ({}, False)
 
 
 def test_a_checkpoint_counts_once_it_is_written_and_not_only_at_the_next(one_rank: None, tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,8 +43,12 @@ def words(tmp_path: Path) -> list[str]:
     return [f"model.base={model}", f"data.text={texts}", "parallel.data=2", *sizes.split()]
 
 
-def start(run_dir: Path, arguments: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dsv4"]
+def start(run_dir: Path, arguments: list[str], ranks: int = 2) -> subprocess.Popen[str]:
+    """A run on ranks of torchrun, or with one in a process of its own."""
+    command = [sys.executable, "-m", "dsv4"]
+    if ranks > 1:
+        several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "dsv4"]
+        command = [sys.executable, "-m", *several]
     return subprocess.Popen(
         [*command, "train", "pretrain", *arguments, "--run-dir", str(run_dir)],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
@@ -100,6 +107,45 @@ def test_a_killed_rank_ends_the_others_with_the_last_checkpoint_whole(words: lis
     going_on.terminate()
     going_on.communicate(timeout=200)
     assert steps(run_dir)[-1] > saved
+
+
+def finish(run_dir: Path, arguments: list[str], ranks: int = 2) -> None:
+    running = start(run_dir, arguments, ranks)
+    _, said = running.communicate(timeout=500)
+    assert running.returncode == 0, said[-3000:]
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@needs_proc
+@pytest.mark.parametrize(("seed", "others"), [(1, 1), (2, 4)])
+def test_a_run_killed_at_any_time_has_the_losses_of_a_whole_one(
+    seed: int, others: int, words: list[str], tmp_path: Path
+) -> None:
+    """A random rank, twice, at a random time; it ends on as many ranks, to the bit, and on others, but for rounding."""
+    length, draw = 16, random.Random(seed)
+    words = [*words, f"stages.0.steps={length}", "stages.0.row_tokens=1024", "stages.0.batch_tokens=4096"]
+    whole, killed, moved = (tmp_path / name for name in ("whole", "killed", "moved"))
+    finish(whole, words)
+    arguments = words
+    for least in (3, 8):
+        running = start(killed, arguments)
+        wait_for_step(killed, least)
+        done = records(killed)[-1]
+        time.sleep(draw.uniform(0.0, 2.0 * done["seconds"] / (done["step"] + 1)))
+        os.kill(draw.choice(workers(running.pid)), signal.SIGKILL)
+        running.communicate(timeout=200)
+        assert running.returncode != 0 and last_step(killed) < length - 1, "it was killed after its end"
+        arguments = ["--resume"]
+    shutil.copytree(killed, moved)
+    finish(killed, ["--resume"])
+    want = [(line["step"], line["loss"]) for line in records(whole)]
+    assert [(line["step"], line["loss"]) for line in records(killed)] == want and len(want) == length
+    finish(moved, ["--resume", f"parallel.data={others}"], others)
+    found = [(line["step"], line["loss"]) for line in records(moved)]
+    assert found == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in want]
 
 
 def test_sigterm_saves_the_step_in_progress(words: list[str], tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ def test_ranks_beyond_the_matrices_own_none() -> None:
 
 
 def test_cost_is_that_of_the_short_side() -> None:
-    assert newton_schulz_cost([4], 16) == newton_schulz_cost([16], 4) == 2 * 4 * 4 * 16 + 4**3
-    assert newton_schulz_cost([4, 4], 16) == 2 * newton_schulz_cost([4], 16)
+    assert newton_schulz_cost([(4, 16)]) == newton_schulz_cost([(16, 4)]) == 2 * 4 * 4 * 16 + 4**3
+    assert newton_schulz_cost([(4, 16)] * 2) == 2 * newton_schulz_cost([(4, 16)])
 
 
 def test_parts_are_the_chunks_that_fsdp_makes() -> None:

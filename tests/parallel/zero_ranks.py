@@ -29,7 +29,7 @@ def step_bytes(folder: Path, degrees: dict[str, int]) -> dict[str, int]:
     trainer = RankTrainer(
         model, optimizer, make_stages(["sparse"]), settings(), FixedPlan(2), folder, Degrees(**degrees), quiet=True
     )
-    sharded: Any = trainer.sharded
+    sharded: Any = trainer.optimizer
     step = sharded.step
 
     def measure(*arguments: Any) -> None:

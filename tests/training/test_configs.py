@@ -66,6 +66,26 @@ def test_a_model_without_a_part_takes_two_finite_steps(part: str, precision: Pre
     assert {name for name in before if ".experts." not in name} <= set(moved)
 
 
+@pytest.mark.parametrize("weights", [(0.0, 0.1), (0.3, 0.0)])
+def test_an_mtp_block_without_a_loss_stays_as_it_is(weights: tuple[float, float], tmp_path: Path) -> None:
+    """From the first step on, or in the decay: its momentum alone would go on moving it."""
+    model, optimizer = make_model()
+    settings = TrainSettings(
+        Schedule(0.02, 1, decay_fraction=0.5), loss_weights=LossWeights(mtp=weights[0]), mtp_weight_in_decay=weights[1]
+    )
+    trainer = Trainer(
+        model, optimizer, [Stage("only", 1.0, Counting())], settings, FixedPlan(4), tmp_path, quiet=True
+    )  # fmt: skip
+    begun = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer.run(2)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer.run()
+    stays = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    assert {name for name in begun if name.startswith("mtp.")} == {name for name in stays if "layers." not in name}
+    moved = {name for name in begun if name.startswith("mtp.") and not torch.equal(begun[name], before[name])}
+    assert bool(moved) == bool(weights[0])
+
+
 def test_an_mtp_weight_of_zero_stays_zero_in_the_decay(tmp_path: Path) -> None:
     model, optimizer = make_model()
     settings = TrainSettings(Schedule(0.02, 1, decay_fraction=1.0), loss_weights=LossWeights(mtp=0.0))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import weakref
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,13 +23,14 @@ from dsv4.analysis.training_flops import Phase
 from dsv4.analysis.training_memory import Setting, StageShape, rank_memory
 from dsv4.analysis.training_weights import weights_by_part
 from dsv4.cli import main
+from dsv4.commands import plan_tables
 from dsv4.commands.plan import CPU
 from dsv4.kernels import backends
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.recomputed import Recomputed
 from dsv4.training.gradient import Work, compute_gradient, pack_batch
 from dsv4.training.losses import LossWeights, compute_losses
-from dsv4.training.prediction import Choice, check_run, plan_here, plan_run, recipe_to_plan
+from dsv4.training.prediction import Choice, RunPlan, check_run, plan_here, plan_run, recipe_to_plan
 from dsv4.training.pretrain_recipe import PretrainRecipe
 from dsv4.training.recipe import read_recipe, write_recipe
 
@@ -191,6 +195,56 @@ def test_the_command_plans_for_gpus_and_for_this_machine(capsys: pytest.CaptureF
     assert "the nearest key is stages.0.steps" in capsys.readouterr().err
 
 
+def printed(plan: RunPlan, width: int) -> list[str]:
+    """Lines of a plan on a console of `width` columns."""
+    out = io.StringIO()
+    plan_tables.print_plan("recipe.toml", plan, Console(file=out, width=width))
+    return out.getvalue().splitlines()
+
+
+def test_a_plan_is_whole_in_narrow_terminals_and_what_does_not_fit_comes_first() -> None:
+    """Figures were cut: "2.03e+..", "3,433.8 da..."; and a cost stood before stages that do not fit."""
+    recipe = read_recipe(PretrainRecipe, None, ["stages.0.steps=3"]).resolve()
+    plan = plan_run(recipe, MACHINES["H100"], Choice(gpus=1))
+    (stage,) = plan.stages
+    shape = replace(stage.shape, steps=146_144, tokens=146_144 * stage.shape.batch_tokens)
+    long = replace(stage, computation=2030.0, communication=0.0)
+    stages = tuple(replace(long, shape=replace(shape, name=f"stage-{i}")) for i in range(5))
+    for width in (40, 80):
+        lines = printed(replace(plan, stages=stages), width)
+        assert lines[1] == "Stages" and "Memory of the fullest rank" in lines and not any("…" in line for line in lines)
+        (row,) = [line for line in lines if line.startswith("stage-4 ")]
+        assert row.split()[1:] == ["146,144", "1/1/1/1", "none", "2,030", f"{stage.mfu:.1%}", "3,433.7", "days"]
+        assert "3.0B tokens: 17,168.5 days, 412,044.9 GPU hours, $824,090 at $2 each" in lines
+    unfit = replace(stages[1], fits=False)
+    lines = printed(replace(plan, stages=(stages[0], unfit)), 80)
+    assert lines[1].startswith("stage-1 does not fit: ") and lines[2] == "Stages"
+    (row,) = [line for line in lines if line.startswith("stage-1 ") and "none" in line]
+    assert row.split()[-3:] == ["-", "-", "-"]
+    assert "1.2B tokens: no time and no cost, since 1 of 2 stages does not fit" in lines and "$" not in "".join(lines)
+
+
+def test_what_is_planned_of_a_recipe_s_name_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    for words in (["nano"], ["recipes/nano.toml"]):
+        assert main(["plan", *words]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith("recipes/nano.toml on 1 x H100") and "base dense-512" in shown and "long " in shown
+    assert main(["plan", "nano", "base.stages.0.step=3"]) == 2
+    assert "the nearest key is base.stages.0.steps" in capsys.readouterr().err
+    assert main(["plan", "nano", "stages.0.steps=3"]) == 0
+    assert "This is one pre-training run of nano's shape" in capsys.readouterr().out
+    for name in ("v4", "pretrain"):
+        assert main(["plan", name]) == 2
+        told = capsys.readouterr().err
+        assert f"{name} is a recipe of dsv4 train, which is not planned by its name; allowed: a file of keys" in told
+    assert main(["plan", "recipes/v4.toml"]) == 2
+    told = capsys.readouterr().err
+    assert "start, level, budget and 6 more are unknown" in told and "nearest" not in told
+
+
 def test_ranks_and_precision_of_a_recipe_are_planned(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text('[run]\nprecision = "fp8"\n[parallel]\ndata = 2\nexpert = 2\n[[stages]]\nsteps = 10\n')
@@ -207,14 +261,6 @@ def test_ranks_and_precision_of_a_recipe_are_planned(tmp_path: Path) -> None:
     assert (fp32.weights, bf16.weights, bf16.activations) == (0, 2 * rounded, fp32.activations)
     with pytest.raises(ValueError, match="several ranks"):
         plan_here(recipe, recipe.model.config(), 1e9, 1e9)
-
-
-def test_a_plan_of_adapters_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "lora.toml"
-    path.write_text('[model]\nstart = "nano"\n[lora]\nrank = 4\n[[stages]]\nsteps = 1\n')
-    for words in ([], ["--device", CPU]):
-        assert main(["plan", str(path), *words]) == 2
-        assert "lora.rank 4: plans are of runs that train every parameter" in capsys.readouterr().err
 
 
 def test_stages_of_a_recipe_s_pipeline_are_planned() -> None:
@@ -263,6 +309,9 @@ def test_a_recipe_of_several_parts_is_one_plan_with_a_total(tmp_path: Path, caps
     assert main(["plan", str(path), "--device", CPU]) == 0
     shown = capsys.readouterr().out
     assert "base long" in shown and "sft pretrain" in shown and "the recipe's budget of 1.0 hours" in shown
+    assert main(["plan", str(path), "base.model.base=pro"]) == 0
+    large = capsys.readouterr().out.splitlines()
+    assert "base short does not fit: " in large[1] and "no cost" in large[-1] and "budget" not in large[-1]
     assert main(["plan", str(path), "base.stages=[]"]) == 2
     assert "base has no stages; allowed: one or more, for each of base, mid, sft, long" in capsys.readouterr().err
     assert main(["plan", str(path), "mid.stages.0.step=3"]) == 2

@@ -10,8 +10,11 @@ import pytest
 from dsv4.config import ModelConfig
 from dsv4.presets import PRESETS
 from dsv4.training.ladder import rungs, sequence_lengths
+from dsv4.training.loop import TrainSettings
+from dsv4.training.nano_recipe import PARTS, NanoRecipe
 from dsv4.training.pretrain_recipe import PretrainRecipe
 from dsv4.training.recipe import RecipeError, known_keys, read_recipe, split_words, write_recipe
+from dsv4.training.schedule import Schedule
 
 
 def read(*overrides: str, path: Path | None = None) -> PretrainRecipe:
@@ -38,7 +41,8 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) 
     "override, message",
     [
         ("optimizer.lr=1", "optimizer.lr is unknown; the nearest key is optimizer.rate"),
-        ("optimiser.rate=1", "optimiser is unknown; the nearest key is optimizer"),
+        ("optimiser.rate=1", "optimiser is unknown; the nearest key is optimizer$"),
+        ("stagse.0.steps=1", "stagse is unknown; the nearest key is stages$"),
         ("model.hidden_sise=3", "the nearest key is model.hidden_size"),
         ("stages.0.step=3", "stages.0.step is unknown; the nearest key is stages.0.steps"),
         ("optimizer.rate=fast", "optimizer.rate is 'fast': Input should be a valid number"),
@@ -76,6 +80,16 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("x = = 3")
     with pytest.raises(RecipeError, match="bad.toml: not valid TOML"):
         read(path=tmp_path / "bad.toml")
+
+
+def test_a_recipe_of_another_kind_is_one_sentence() -> None:
+    path = Path(__file__).resolve().parents[2] / "recipes" / "v4.toml"
+    with pytest.raises(RecipeError) as error:
+        read(path=path)
+    assert str(error.value) == (
+        f"{path}: start, level, budget and 6 more are unknown, as in a recipe of another kind; allowed: model, data, "
+        "optimizer, loss, run, lora, parallel, stability, ladder, stages"
+    )
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -141,6 +155,39 @@ def test_the_recipe_file_of_the_repository_goes_through_all_phases() -> None:
     recipe = read(path=Path(__file__).resolve().parents[2] / "recipes" / "stages.toml").resolve()
     assert [stage.attention for stage in recipe.stages] == ["dense", "warmup", "sparse"]
     assert [stage.num_steps(1) for stage in recipe.stages] == [80, 20, 184]
+
+
+def test_recipes_whose_models_are_served_quantize() -> None:
+    folder = Path(__file__).resolve().parents[2] / "recipes"
+    assert read(path=folder / "stages.toml").run.quantized_share == 0.15
+    nano = read_recipe(NanoRecipe, folder / "nano.toml")
+    assert [getattr(nano, part).run.quantized_share for part in PARTS] == [0.15, 0.3, 1.0, 1.0]
+
+
+PUBLISHED = {"flash": (2.7e-4, 2000, 1e-3), "pro": (2.0e-4, 2000, 1e-3)}
+
+
+@pytest.mark.parametrize("base", ["flash", "pro", "flash-base", "pro-base"])
+def test_a_published_shape_trains_by_default_as_it_was(base: str, tmp_path: Path) -> None:
+    recipe = read(f"model.base={base}", "model.layers=4").resolve()
+    found = recipe.optimizer
+    rate, warmup_steps, balance_speed = PUBLISHED[base.removesuffix("-base")]
+    assert (found.rate, found.warmup_steps, found.balance_speed, found.final_ratio) == (
+        *(rate, warmup_steps, balance_speed), 0.1,
+    )  # fmt: skip
+    written = tmp_path / "recipe.toml"
+    written.write_text(write_recipe(recipe))
+    assert f"rate = {rate}\nwarmup_steps = 2000\n" in written.read_text()
+    assert read(path=written) == recipe == recipe.resolve()
+    given = read(f"model.base={base}", "model.layers=4", "optimizer.rate=1e-3", "optimizer.warmup_steps=3").resolve()
+    assert (given.optimizer.rate, given.optimizer.warmup_steps, given.optimizer.balance_speed) == (1e-3, 3, 1e-3)
+
+
+def test_a_shape_of_ones_own_has_nanos_defaults_and_the_reports() -> None:
+    recipe = read("data.text=x").resolve()
+    assert (recipe.optimizer.rate, recipe.optimizer.warmup_steps, recipe.optimizer.balance_speed) == (3e-3, 40, 3e-3)
+    assert (recipe.loss.mtp, recipe.loss.mtp_in_decay, recipe.loss.balance) == (0.3, 0.1, 1e-4)
+    assert recipe.run.quantized_share == TrainSettings(Schedule(1e-3, 1)).quantized_share == 0.0
 
 
 def test_known_keys_are_dotted() -> None:
