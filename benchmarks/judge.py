@@ -85,7 +85,8 @@ def _reinforce(tuned: Path, judgements: Judgements, run_dir: Path, options: argp
     from dsv4.post_training.grpo_run import GRPORun
     from dsv4.post_training.judgements import JUDGEMENT_TOKENS
     from dsv4.post_training.recipe_run import make_policy, tokenizer_files
-    from dsv4.post_training.recipes import GRPORecipe, RolloutSection, RunSection
+    from dsv4.post_training.recipes import GRPORecipe
+    from dsv4.post_training.run_keys import RolloutSection, RunSection
     from dsv4.training.export import export_model
 
     recipe = GRPORecipe(

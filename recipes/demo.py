@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         *(f"model.{key}={value}" for key, value in SIZES.items()),
         *(f"data.text={options.texts}", f"data.tokenizer={run_dir / 'vocabulary'}", f"stages.0.steps={options.steps}"),
         *("stages.0.sequence=256", "stages.0.row_tokens=2048", "optimizer.rate=6e-3", "loss.mtp=0.1"),
+        "run.quantized_share=0.15",  # the model is served as it is stored
     ]
     train: Callable[[list[str]], int] = runpy.run_path(str(Path(__file__).with_name("pretrain.py")))["main"]
     status = train([*words, "--run-dir", str(run_dir)])

@@ -31,12 +31,12 @@ def start(
     """The run, at the step saved in its folder."""
     teachers = teachers_of_run(options)
     config, run, problems = policy.model.config, recipe.run, recipe.problems
-    found = Teachers(teachers, options.run_dir / "hidden", config.vocab_size, run.numerics, run.device)
-    found.check(problems.asked(problems.rows(rewarded=False)), options.model)
+    found = Teachers(teachers, options.run_dir / "hidden", config.vocab_size, run.numerics, run.device, run.quantized)
+    found.check(problems.asked_modes(problems.rows(rewarded=False)), options.model)
     return DistillationRun(
         policy, recipe.optimizer.optimizer(policy.model, config), recipe.source(), found, recipe.loop(),
         recipe.settings(), options.run_dir, console,
-        service=recipe.service.service(recipe, options.model, options.run_dir, console),
+        service=recipe.service.service(run, recipe.sampling, options.model, options.run_dir, console),
     )  # fmt: skip
 
 

@@ -7,8 +7,8 @@ import sys
 
 from rich.console import Console
 
-from dsv4.checkpoint import load_model
 from dsv4.commands.recipe_flags import parse
+from dsv4.post_training.frozen_models import load_frozen
 from dsv4.post_training.grpo_run import GRPORun
 from dsv4.post_training.recipe_run import run_recipe
 from dsv4.post_training.recipes import GRPORecipe
@@ -22,11 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def start(recipe: GRPORecipe, policy: ServedPolicy, options: argparse.Namespace, console: Console) -> GRPORun:
     """The run, at the step saved in its folder."""
-    reference = None
+    reference, run = None, recipe.run
     if recipe.objective.kl:
-        reference = load_model(options.model, device=recipe.run.device, numerics=recipe.run.numerics)
+        reference = load_frozen(options.model, run.quantized, run.numerics, run.device)
     optimizer = recipe.optimizer.optimizer(policy.model, policy.model.config)
-    service = recipe.service.service(recipe, options.model, options.run_dir, console)
+    service = recipe.service.service(run, recipe.sampling, options.model, options.run_dir, console)
     return GRPORun(
         policy, optimizer, recipe.source(), recipe.loop(), recipe.settings(), options.run_dir, reference,
         recipe.rubric_judge(policy.model, options.model), console=console, service=service,

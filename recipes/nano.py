@@ -33,6 +33,7 @@ from dsv4.training.nano_recipe import NanoRecipe, step_flops
 from dsv4.training.plan import FixedPlan, TimePlan
 from dsv4.training.plots import draw_run
 from dsv4.training.pretrain_recipe import PretrainRecipe
+from dsv4.training.rank_loop import RankTrainer
 from dsv4.training.recipe import read_recipe, split_words, write_recipe
 from dsv4.training.sources import TASKS, MixtureSource
 from dsv4.training.stopping import RunStoppedError
@@ -160,7 +161,7 @@ def run_part(recipe: NanoRecipe, part: str, run_dir: Path, workers: int, console
     export_model(trainer.model, folder / "tokenizer", folder / "model")  # last: it says that the part has ended
 
 
-def train(trainer: Trainer, corpus: Path, folder: Path, console: Console) -> None:
+def train(trainer: Trainer | RankTrainer, corpus: Path, folder: Path, console: Console) -> None:
     """Run to the end; every CURVE_STEPS steps, count the bits per byte of held-out packages, outside the run's time."""
     held_out = HeldOut(corpus, folder / "tokenizer", folder / "held_out.jsonl") if has_held_out(corpus) else None
 

@@ -42,7 +42,7 @@ from dsv4.training.export import TOKENIZER_FILES, check_output
 from dsv4.training.handover import has_state
 from dsv4.training.hash_routing import install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
-from dsv4.training.lora import load_adapted
+from dsv4.training.lora import load_adapted, planned
 from dsv4.training.losses import LossWeights
 from dsv4.training.nano_recipe import step_flops
 from dsv4.training.newton_schulz import product_dtype
@@ -292,11 +292,23 @@ def make_source(recipe: PretrainRecipe, number: int, run_dir: Path, config: Mode
     tasks = data.tasks if stage.tasks is None else stage.tasks
     if tasks:
         parts.append(PartPaths(TASKS, (), tasks, "all"))
+    return mixture_source(recipe, number, run_dir / "tokenizer", parts, config, workers)
+
+
+def mixture_source(
+    recipe: PretrainRecipe,
+    number: int,
+    tokenizer: Path,
+    parts: Sequence[PartPaths],
+    config: ModelConfig,
+    workers: int = 0,
+) -> MixtureSource:
+    """Rows of a stage from `parts`."""
+    stage, data = recipe.stages[number], recipe.data
     alignment = math.lcm(*(ratio for ratio in config.compress_ratios if ratio))
-    shape = RowShape(stage.row_tokens, stage.sequence, data.group_rows, alignment)
+    shape = RowShape(stage.row_tokens, stage.sequence, data.group_rows, alignment, data.whole_documents)
     rates = Rates(data.fill_in_middle, data.split_merged)
-    seed = recipe.run.seed + SEED_STEP * number
-    return MixtureSource(run_dir / "tokenizer", tuple(parts), seed, shape, rates, workers)
+    return MixtureSource(tokenizer, tuple(parts), recipe.run.seed + SEED_STEP * number, shape, rates, workers)
 
 
 def make_stages(recipe: PretrainRecipe, run_dir: Path, config: ModelConfig, workers: int) -> tuple[list[Stage], int]:
@@ -373,7 +385,7 @@ def token_counts(recipe: PretrainRecipe, config: ModelConfig, run_dir: Path, sta
     return read_counts(run_dir).tolist()
 
 
-def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: Console) -> Trainer:
+def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: Console) -> Trainer | RankTrainer:
     """Build model, optimizer and data of the run, at the step saved in `run_dir`."""
     check_ranks(recipe)
     run, optimizing, loss = recipe.run, recipe.optimizer, recipe.loss
@@ -408,12 +420,11 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
         "compute_dtype": product_dtype(device),
         "adapters": "adamw_no_decay" if recipe.lora.optimizer == "adamw" else "muon",
     }
-    # Its operations are those of training every parameter, which adapters do not do.
-    speed = None
-    if recipe.lora.rank is None:
-        on_gpu = device.type != "cpu" and run.precision != "fp32"
-        dtype = torch.bfloat16 if on_gpu else torch.float32  # fp32 on a CPU, on whose rate `dsv4 plan` is calibrated
-        speed = SpeedMeter(config, device, partial(product_rate, device, dtype, recipe.all_processes))
+    on_gpu = device.type != "cpu" and run.precision != "fp32"
+    dtype = torch.bfloat16 if on_gpu else torch.float32  # fp32 on a CPU, on whose rate `dsv4 plan` is calibrated
+    lora = recipe.lora.settings
+    adapters = planned(lora, recipe.lora.optimizer, config) if lora is not None else None
+    speed = SpeedMeter(config, device, partial(product_rate, device, dtype, recipe.all_processes), adapters)
     plan, degrees = make_plan(recipe, steps, config, run_dir), recipe.parallel.degrees()
     if launched():
         return RankTrainer(

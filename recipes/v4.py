@@ -278,9 +278,9 @@ class V4Run:
 
     def _fine_tune_student(self) -> Iterator[str]:
         data = [self.folders.data(domain) for domain in DOMAINS]
-        words, run_dir = self.recipe.student_sft.words(self.recipe.device), self.folders.student_tuned.parent
-        if self.texts is not None:
-            words += self.texts.words(run_dir / sft.SAMPLES)
+        section, run_dir = self.recipe.student_sft, self.folders.student_tuned.parent
+        texts = {} if self.texts is None else self.texts.folders()
+        words = section.words(self.recipe.device) + section.mixture_words(run_dir / sft.SAMPLES, texts)
         return self._train_sft(data, words, run_dir)
 
     def _distill(self) -> Iterator[str]:

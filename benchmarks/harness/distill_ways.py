@@ -17,14 +17,9 @@ from dsv4.post_training.distillation import DistillationRun, Estimate
 from dsv4.post_training.gradient_noise import ESTIMATES, Noise, gradient_noise
 from dsv4.post_training.problem_keys import ProblemsSection
 from dsv4.post_training.recipe_run import make_policy, tokenizer_files
-from dsv4.post_training.recipes import (
-    DistillationSection,
-    DistillRecipe,
-    OptimizerSection,
-    RunSection,
-    SamplingSection,
-)
+from dsv4.post_training.recipes import DistillationSection, DistillRecipe
 from dsv4.post_training.rollouts import sample_rollouts
+from dsv4.post_training.run_keys import OptimizerSection, RunSection, SamplingSection
 from dsv4.post_training.teachers import Teacher, Teachers
 from dsv4.tokenizer.prompts import PromptEncoder
 from dsv4.training.export import export_model

@@ -24,16 +24,31 @@ def lines(run: Run) -> list[str]:
         return [f"nano's recipe, tokens/s, medians ± half the range{gated}.", "", *_nano(run), ""]
     unit = "tokens per processor second" if run.settings["busy"] else "tokens/s"
     about = f"120.9M random parameters, {unit}, {run.threads} threads, medians ± half the range{gated}."
-    giga = {name: value / 1e9 for name, value in run.ceilings.items()}
     notes = [
         f"Whole step: {run.settings['step']}, ours with Muon, transformers with AdamW."
         if "step" in run.settings
         else "",
-        "Peaks are of processes of their own. Floor: operations of the model, without recomputation, at the rate of "
-        f"matrix products, fp32 {giga['fp32_flop_per_s']:.0f} and BF16 {giga['bf16_flop_per_s']:.0f} GFLOP/s; of parts "
-        "in processor time. dsv4 computes in fp32, dsv4 bf16 multiplies BF16 numbers, dsv4 fp8 simulates FP8.",
+        f"Peaks are of processes of their own. Floor: operations of the model, without recomputation, {_floor(run)} "
+        "dsv4 computes in fp32, dsv4 bf16 multiplies BF16 numbers, dsv4 fp8 simulates FP8.",
     ]
     return [about, "", *_rates(run), "", *_parts(run), "", *(note for note in notes if note), ""]
+
+
+def _floor(run: Run) -> str:
+    """The rates of products that the floors are of; earlier runs measured them once, and none per processor."""
+    giga = {name: value / 1e9 for name, value in run.ceilings.items()}
+    both = f"fp32 {giga['fp32_flop_per_s']:.0f} and BF16 {giga['bf16_flop_per_s']:.0f} GFLOP/s"
+    if "fp32_flop_per_processor_s" not in giga:
+        return (
+            f"at the rate of matrix products, {both}; of parts in processor time. This rate was measured once, before "
+            "the rest, by wall time on a machine with other work, and Muon's floor in fp32 is of fp32 though it "
+            "multiplied BF16: so shares of more than 100 % say that the floor is too high."
+        )
+    alone = " and ".join(f"{giga[f'{name}_flop_per_processor_s']:.0f}" for name in ("fp32", "bf16"))
+    return (
+        f"at the best rate of large products in the run, {both}; of parts {alone} per second of a processor. Muon "
+        "multiplies BF16 where that is fast."
+    )
 
 
 def _rates(run: Run) -> list[str]:

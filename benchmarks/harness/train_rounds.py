@@ -19,13 +19,25 @@ from benchmarks.harness.machine import Ceilings, measure_ceilings
 from benchmarks.harness.process import ROOT, BenchmarkError, Process, plain_environment
 from benchmarks.harness.random_checkpoint import write_random_values
 from benchmarks.harness.results import Row, Run
-from benchmarks.harness.training_parts import MUON, REST, floors, muon_operations, operations
+from benchmarks.harness.training_parts import MUON, REST, best, floors, muon_operations, operations
 from benchmarks.harness.turns import in_turns
 from dsv4.analysis.activations import Recompute
 from dsv4.config import ModelConfig
 
 GRADIENT, STEP, PEAK, PART = "forward and backward", "whole step", "peak memory", "part"
 Shape = tuple[int, int]  # documents, tokens
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One shape: samples of tokens per second, peak bytes, and a step with the seconds of its parts, by contender."""
+
+    what: str
+    shape: Shape
+    micro_batches: int
+    rates: dict[str, list[float]]
+    peaks: dict[str, float]
+    parts: dict[str, trainers.Took]
 
 
 @dataclass(frozen=True)
@@ -50,37 +62,38 @@ class TrainRounds:
     def measure(self, show: Callable[[str], object]) -> Run:
         folder = self.scratch / "train"
         write_random_values(self.config, folder, 1, "fp32")
-        found: list[Row] = []
-        with Process("dsv4", 1 if self.busy else self.threads) as process:
-            show("the machine")
-            ceilings: Ceilings = process.call(measure_ceilings, *self.ceilings, self.busy)
-            matrices = process.call(trainers.matrices, folder)
-        for shape in self.shapes:
-            show(f"{GRADIENT}, {label(shape)}")
-            found += self._shape(folder, shape, 1, False, ceilings, matrices)
+        shapes = [(GRADIENT, shape, 1) for shape in self.shapes]
         if self.step is not None:
-            show(f"{STEP}, {self.step[1]} x {label(self.step[0])}")
-            found += self._shape(folder, *self.step, True, ceilings, matrices)
+            shapes.append((STEP, *self.step))
+        with Process("dsv4", 1) as process:
+            matrices, pairs = process.call(trainers.matrices, folder), process.call(trainers.bf16_gradients)
+        with ExitStack() as stack:
+            process = stack.enter_context(Process("dsv4", 1 if self.busy else self.threads))
+            alone = process if self.busy else stack.enter_context(Process("dsv4", 1))
+            show("the machine")
+            # Before, between and after the measurements: a rate that was measured on a busy machine is no ceiling.
+            rates, measured = [self._rates(process, alone)], list[_Measured]()
+            for what, shape, micro_batches in shapes:
+                show(f"{what}, {micro_batches} x {label(shape)}")
+                measured.append(self._shape(folder, what, shape, micro_batches))
+                rates.append(self._rates(process, alone))
+        ceilings = best(*rates)
+        found = [row for one in measured for row in self._rows(one, ceilings, pairs, matrices, folder)]
         names = {str(a * b): label((a, b)) for a, b in self.shapes}
         settings: dict[str, Any] = {"busy": self.busy, "shapes": names, "recompute": self.recompute}
         if self.step is not None:
             settings["step"] = f"{self.step[1]} micro-batches of {label(self.step[0])}"
         return Run("train slice", found, ceilings, settings, threads=self.threads)
 
-    def _shape(
-        self,
-        folder: Path,
-        shape: Shape,
-        micro_batches: int,
-        updates: bool,
-        ceilings: Ceilings,
-        matrices: Sequence[Shape],
-    ) -> list[Row]:
-        """Rows of one shape: rates, peaks, and the parts of the fastest of our contenders."""
-        tokens, what = shape[0] * shape[1] * micro_batches, STEP if updates else GRADIENT
-        work = operations(self.config, [shape[1]] * shape[0] * micro_batches)
-        if updates:
-            work[MUON] = muon_operations(matrices), 1.0
+    def _rates(self, process: Process, alone: Process) -> Ceilings:
+        """The machine's rates now; those of products per second of a processor too, of one thread in `alone`."""
+        found: Ceilings = process.call(measure_ceilings, *self.ceilings, self.busy)
+        one = found if self.busy else alone.call(measure_ceilings, *self.ceilings, True)
+        return found | {f"{name}_flop_per_processor_s": one[f"{name}_flop_per_s"] for name in ("fp32", "bf16")}
+
+    def _shape(self, folder: Path, what: str, shape: Shape, micro_batches: int) -> _Measured:
+        """Rates and peaks of one shape, and the parts of our contenders."""
+        tokens, updates = shape[0] * shape[1] * micro_batches, what == STEP
         taken: dict[str, list[trainers.Took]] = {name: [] for name in self.contenders}
         with ExitStack() as stack:
             processes = {name: stack.enter_context(Process(name.split()[0], self.threads)) for name in taken}
@@ -95,17 +108,29 @@ class TrainRounds:
                 take(name, -1)  # the first one also reserves memory
             rates = in_turns({name: partial(take, name) for name in taken}, self.rounds)
             peaks = {name: float(found[-1].peak) for name, found in taken.items()}
-            profiled = [name for name in self.contenders if name in ("dsv4", "dsv4 bf16")]
-            for name in profiled:
-                take(name, self.rounds, parts=True)
+            for name in self.contenders:
+                if name in ("dsv4", "dsv4 bf16"):
+                    take(name, self.rounds, parts=True)
+        parts = {name: found[-1] for name, found in taken.items() if found[-1].parts}
+        return _Measured(what, shape, micro_batches, rates, peaks, parts)
+
+    def _rows(
+        self, one: _Measured, ceilings: Ceilings, bf16_gradients: bool, matrices: Sequence[Shape], folder: Path
+    ) -> list[Row]:
+        """Rows of one shape, with their floors."""
+        documents, length = one.shape
+        tokens, updates = documents * length * one.micro_batches, one.what == STEP
+        work = operations(self.config, [length] * documents * one.micro_batches, bf16_gradients)
+        if updates:
+            work[MUON] = muon_operations(matrices), 1.0
         rows: list[Row] = []
-        for name in taken:
-            least = floors(work, ceilings, trainers.PRECISIONS.get(name) in ("bf16", "fp8"))
-            rows += [Row(name, what, tokens, rates[name], tokens / sum(least.values()))]
-            rows += [Row(name, f"{PEAK}, {what}", tokens, [peaks[name]], float(self._least_bytes(folder, updates)))]
-            if name in profiled:
-                cores = 1 if self.busy else self.threads  # of which the ceilings are the rates
-                rows += _part_rows(name, what, tokens, taken[name][-1], {k: cores * v for k, v in least.items()})
+        for name, rates in one.rates.items():
+            bf16 = trainers.PRECISIONS.get(name) in ("bf16", "fp8")
+            rows.append(Row(name, one.what, tokens, rates, tokens / sum(floors(work, ceilings, bf16).values())))
+            least = float(self._least_bytes(folder, updates))
+            rows.append(Row(name, f"{PEAK}, {one.what}", tokens, [one.peaks[name]], least))
+            if name in one.parts:
+                rows += _part_rows(name, one.what, tokens, one.parts[name], floors(work, ceilings, bf16, "processor_"))
         return rows
 
     def _least_bytes(self, folder: Path, updates: bool) -> int:

@@ -133,6 +133,13 @@ def _take(contender: Contender, batches: Sequence[Tensor], updates: bool, parts:
     return Took(perf_counter() - wall, process_time() - busy, loss, peak_bytes(), parts)
 
 
+def bf16_gradients() -> bool:
+    """True if the gradients' products of bf16 training run at the rate of BF16 here."""
+    from dsv4.kernels.precision import multiplies_bf16
+
+    return multiplies_bf16()
+
+
 def matrices(folder: Path) -> list[tuple[int, int]]:
     """Shapes of the independent matrices that Muon orthogonalizes in the main model of a folder."""
     import dsv4
@@ -140,6 +147,4 @@ def matrices(folder: Path) -> list[tuple[int, int]]:
 
     model = dsv4.load(folder, weights="widened").requires_grad_()
     model.mtp.requires_grad_(False)
-    widths = {name: parameter.shape[-1] for name, parameter in model.named_parameters()}
-    rules = split_parameters(model.named_parameters(), model.config)
-    return [(rows, widths[rule.name]) for rule in rules if rule.kind == "muon" for rows in rule.rows]
+    return [shape for rule in split_parameters(model.named_parameters(), model.config) for shape in rule.matrices]

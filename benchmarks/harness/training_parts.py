@@ -77,24 +77,28 @@ def timed_parts(busy: bool) -> Iterator[dict[str, float]]:
         cpu.kernels = own
 
 
-def operations(config: ModelConfig, lengths: Sequence[int]) -> dict[str, tuple[float, float]]:
-    """(operations, share of them that bf16 training computes on BF16 numbers) by part, without the optimizer.
+def operations(
+    config: ModelConfig, lengths: Sequence[int], bf16_gradients: bool = True
+) -> dict[str, tuple[float, float]]:
+    """(operations, share of them that bf16 training computes at the rate of BF16) by part, without the optimizer.
 
-    Forward and backward of documents of these lengths, 2 per multiply-add, without recomputation.
+    Forward and backward of documents of these lengths, 2 per multiply-add, without recomputation. bf16_gradients: False
+    where the products of gradients run at fp32's rate (kernels/precision.py:multiplies_bf16).
     """
     terms, tokens, both = decode_flops(config, 0).terms, sum(lengths), 1 + BACKWARD
     experts = terms["experts"] * config.num_experts_per_tok // (config.num_experts_per_tok + config.n_shared_experts)
     # The layers' and the shared expert's products and, in fp32, those of router, compressors and indexer.
     rounded = terms["attention linears"] + terms["experts"] - experts
     exact = terms["router"] + terms.get("compressors", 0) + terms.get("indexer linears", 0)
+    fast = 1.0 if bf16_gradients else 1 / both
     attention, indexer = (sum(pairs) for pairs in zip(*(attention_pairs(config, n) for n in lengths), strict=True))
     return {
-        "projections": (both * tokens * (rounded + exact), rounded / (rounded + exact)),
-        "experts": (both * tokens * experts, 1.0),
+        "projections": (both * tokens * (rounded + exact), fast * rounded / (rounded + exact)),
+        "experts": (both * tokens * experts, fast),
         "attention": (both * attention, 0.0),
         "indexer": (both * indexer, 0.0),
         "mHC and norms": (both * tokens * terms["mHC"], 0.0),
-        "head": (both * tokens * terms["head"], BACKWARD / both),
+        "head": (both * tokens * terms["head"], BACKWARD / both if bf16_gradients else 0.0),
     }
 
 
@@ -107,8 +111,19 @@ def muon_operations(shapes: Sequence[tuple[int, int]]) -> float:
     return total
 
 
-def floors(parts: dict[str, tuple[float, float]], ceilings: dict[str, float], bf16: bool) -> dict[str, float]:
-    """Seconds of each part at the machine's product rates, of all its cores; Muon multiplies BF16 in any precision."""
-    fp32, fast = ceilings["fp32_flop_per_s"], max(ceilings["bf16_flop_per_s"], ceilings["fp32_flop_per_s"])
+def floors(
+    parts: dict[str, tuple[float, float]], ceilings: dict[str, float], bf16: bool, per: str = ""
+) -> dict[str, float]:
+    """Seconds of each part at the machine's product rates; Muon multiplies BF16 in any precision.
+
+    per: "processor_" for seconds of a processor, "" for the measurement's own.
+    """
+    fp32, fast = (ceilings[f"{name}_flop_per_{per}s"] for name in ("fp32", "bf16"))
+    fast = max(fp32, fast)
     share = {name: rounded if bf16 or name == MUON else 0.0 for name, (_, rounded) in parts.items()}
     return {name: flops * (share[name] / fast + (1 - share[name]) / fp32) for name, (flops, _) in parts.items()}
+
+
+def best(*measured: dict[str, float]) -> dict[str, float]:
+    """The best of each rate: other work on the machine only lowers it."""
+    return {name: max(one[name] for one in measured) for name in measured[0]}

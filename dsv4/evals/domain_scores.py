@@ -14,7 +14,7 @@ from dsv4.notices import warn_once
 from dsv4.post_training.asking import Episodes, ask
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.domains.registry import open_domain
-from dsv4.post_training.effort_names import Asked, asked_efforts
+from dsv4.post_training.effort_names import Mode, asked_efforts
 from dsv4.post_training.efforts import EffortMode, with_effort
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.episodes.trajectory import TrajectoryFiles
@@ -59,7 +59,7 @@ def evaluate_domain(
     max_tokens: int = MAX_TOKENS,
     level: Level = "standard",
     limits: EpisodeLimits | None = None,
-    windows: Mapping[Asked, int | None] | None = None,
+    windows: Mapping[Mode, int | None] | None = None,
 ) -> DomainScore:
     """Score of a model on `count` problems of a domain's held-out split, none twice; fewer if the domain has fewer.
 

@@ -9,7 +9,7 @@ from typing import Any
 from dsv4.engine import LLM
 from dsv4.evals.domain_scores import COUNT, MAX_TOKENS, DomainScore, evaluate_domain
 from dsv4.post_training.domains.domain import Level
-from dsv4.post_training.effort_names import EFFORTS, Asked, asked_efforts
+from dsv4.post_training.effort_names import EFFORTS, Asked, Mode, asked_efforts
 
 
 def evaluate_efforts(
@@ -20,7 +20,7 @@ def evaluate_efforts(
     max_tokens: int = MAX_TOKENS,
     level: Level = "standard",
     efforts: Sequence[str | int] = EFFORTS,
-    windows: Mapping[Asked, int | None] | None = None,
+    windows: Mapping[Mode, int | None] | None = None,
 ) -> dict[Asked, DomainScore]:
     """Score of each effort on the same `count` problems, all with thinking. Arguments are `evaluate_domain`'s."""
     llm = model if isinstance(model, LLM) else LLM(model, max_num_seqs=32)

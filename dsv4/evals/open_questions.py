@@ -14,7 +14,8 @@ from dsv4.data.tasks import Example
 from dsv4.engine import LLM
 from dsv4.evals.intervals import wilson
 from dsv4.evals.results import MODES
-from dsv4.evals.runner import answer_all, answer_part
+from dsv4.evals.runner import answer_all
+from dsv4.post_training.problems import answer_of
 
 LEAST_WORDS, MOST_WORDS = 1, 80
 NAMES = frozenset({"dsv4", "v4's", "v4", "deepseek", "deepseek's"})  # names that the word list need not have
@@ -198,7 +199,7 @@ def ask(llm: LLM, words: frozenset[str], max_tokens: int = 200) -> list[OpenAnsw
     for mode in MODES:
         examples = [_example(question, mode == MODES[0]) for _, question in asked]
         for (kind, question), answered in zip(asked, answer_all(llm, examples, max_tokens), strict=True):
-            answer = answer_part(answered.text, answered.example.thinking)
+            answer = answer_of(answered.text, answered.example.thinking)
             plain = answer is not None and answered.finished and is_plain_english(answer, words)
             found.append(OpenAnswer(kind, mode, question, answer, plain))
     return found

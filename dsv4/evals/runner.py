@@ -14,8 +14,8 @@ from rich.progress import Progress
 from dsv4.data.tasks import TASKS, Example
 from dsv4.engine import LLM, SamplingParams
 from dsv4.evals.results import MODES, Score
+from dsv4.post_training.problems import answer_of
 
-END_OF_THINKING = "</think>"
 MAX_TOKENS = 640
 BATCH = 64  # questions per call of the engine
 
@@ -34,17 +34,9 @@ class Answered:
         return MODES[0] if self.example.thinking else MODES[1]
 
 
-def answer_part(text: str, thinking: bool) -> str | None:
-    """Text after the thinking; None if the thinking never ends."""
-    if not thinking:
-        return text
-    _, mark, answer = text.partition(END_OF_THINKING)
-    return answer if mark else None
-
-
 def is_correct(answered: Answered) -> bool:
     """True if the task's scorer accepts the answer; unfinished thinking is wrong."""
-    answer = answer_part(answered.text, answered.example.thinking)
+    answer = answer_of(answered.text, answered.example.thinking)
     return answer is not None and TASKS[answered.example.task].score(answered.example, answer) >= 1.0
 
 

@@ -16,6 +16,7 @@ from dsv4.evals.results import MODES, pooled
 from dsv4.evals.results_page import RunRecord, StageRecord
 from dsv4.evals.runner import answer_all, questions, summarise
 from dsv4.post_training.domains.registry import open_domain
+from dsv4.post_training.effort_names import Mode
 from dsv4.post_training.recipes import GRPORecipe
 from dsv4.post_training.stage_run import StageTime
 from dsv4.post_training.train_serve import train_serve_difference
@@ -67,9 +68,10 @@ def write_efforts(folder: Path, recipe: V4Recipe, path: Path) -> None:
     llm, section = LLM(folder, max_num_seqs=RUNNING, device=recipe.device), recipe.evaluation
     grpo: GRPORecipe = getattr(recipe.specialists, section.effort_domain).grpo
     modes = grpo.efforts.modes(section.efforts, grpo.sampling.max_tokens)
+    windows: dict[Mode, int | None] = {mode.effort: mode.window for mode in modes}
     scores = evaluate_efforts(
         llm, section.effort_domain, section.questions, section.seed, section.max_tokens, recipe.level, section.efforts,
-        {mode.effort: mode.window for mode in modes},
+        windows,
     )  # fmt: skip
     _write(path, to_results(scores))
 

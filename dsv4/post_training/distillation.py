@@ -8,10 +8,8 @@ problem with an environment is asked in a whole episode, whose sampled tokens co
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,47 +18,46 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from dsv4.analysis.activations import Recompute
 from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.post_training.asking import Episodes, ask
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.episodes.trajectory import TrajectoryFiles
-from dsv4.post_training.kl import reverse_kl
-from dsv4.post_training.learner import UpdateError
+from dsv4.post_training.kl import CHUNK, reverse_kl
 from dsv4.post_training.policy import token_log_probabilities
-from dsv4.post_training.policy_run import LoopSettings, PolicyPosition, PolicyRun, StepFigures
+from dsv4.post_training.policy_run import LoopSettings, PolicyRun, StepFigures
 from dsv4.post_training.problems import Problem, ProblemSource
-from dsv4.post_training.rollout_service.sampler import ServiceSampler
 from dsv4.post_training.rollout_service.service import RolloutService
-from dsv4.post_training.rollouts import Sampled, Sampler, answer_hidden, packed
+from dsv4.post_training.rollouts import Sampled, answer_hidden, packed
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.post_training.teachers import Teachers
+from dsv4.post_training.updates import (
+    UpdateError,
+    UpdateSettings,
+    auxiliary_loss,
+    count_documents,
+    take_step,
+    update_numerics,
+)
+from dsv4.training.losses import Counts
 from dsv4.training.optim import MuonAdamW
-from dsv4.training.qat import stored_weights
-from dsv4.training.recompute import recomputing
 
 Estimate = Literal["full", "sampled"]
 
 
-@dataclass(frozen=True)
-class DistillationSettings:
+@dataclass(frozen=True, kw_only=True)
+class DistillationSettings(UpdateSettings):
     """Settings besides the loop's; the report gives no values."""
 
     samples: int = 1  # answers per prompt
     estimate: Estimate = "full"
-    kl_chunk: int = 1024  # tokens whose logits are in memory
-    micro_tokens: int = 8192
-    grad_clip: float = 1.0
-    quantized: bool = True
-    balance: float = 1e-4
-    indexer: float = 1.0
+    kl_chunk: int = CHUNK  # tokens whose logits are in memory
     episodes: EpisodeLimits = field(default_factory=EpisodeLimits)
-    recompute: Recompute = "none"  # activation checkpointing: training/recompute.py
 
     def __post_init__(self) -> None:
-        for name in ("samples", "kl_chunk", "micro_tokens"):
+        super().__post_init__()
+        for name in ("samples", "kl_chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
         if self.estimate not in ("full", "sampled"):
@@ -98,19 +95,8 @@ class DistillationRun(PolicyRun):
         quiet: bool = False,
         service: RolloutService | None = None,
     ) -> None:
-        super().__init__(policy, optimizer, problems, loop, run_dir, console, quiet)
-        self.teachers, self.settings, self.service = teachers, settings, service
-
-    def run(self, stop_after: int | None = None) -> PolicyPosition:
-        """As in PolicyRun; workers of a service work meanwhile."""
-        service, position = self.service, self.position
-        with nullcontext() if service is None else service.running(position.problems, position.step):
-            return super().run(stop_after)
-
-    def save(self) -> None:
-        super().save()
-        if self.service is not None:
-            self.service.queue.keep(self.position.problems)  # the state has learned from the others
+        super().__init__(policy, optimizer, problems, loop, run_dir, console, quiet, service)
+        self.teachers, self.settings = teachers, settings
 
     def step(self, rate: float) -> StepFigures:
         settings, started = self.settings, time.perf_counter()
@@ -143,25 +129,16 @@ class DistillationRun(PolicyRun):
     def sample(self) -> tuple[list[Sampled], list[Problem]]:
         """The student's samples of the next problems, and the problems."""
         settings = self.settings
-        with self._sampling() as llm:
+        with self._sampling() as samplers:
+            llm = samplers(self.position.problems)
             first, problems, prompts = self.take_problems(llm, self.loop.prompts)
             params = SamplingParams(max_tokens=self.loop.max_tokens)
             seed = stable_hash("distillation", self.loop.seed, first) >> 2
             episodes = Episodes(settings.episodes, TrajectoryFiles(self.run_dir / "episodes"), self.sessions.of(first))
             return ask(llm, problems, prompts, settings.samples, params, seed, episodes), problems
 
-    @contextmanager
-    def _sampling(self) -> Iterator[Sampler]:
-        """Context in which problems are asked: gives the sampler of the next ones."""
-        if self.service is None:
-            with self.policy.serving() as llm:
-                yield llm
-            return
-        self.service.publish(self.position.step, self.policy.model)
-        yield ServiceSampler(self.service, self.policy.model.config, self.position.problems)
-
     def by_domain(self, samples: Sequence[Sampled], problems: Sequence[Problem]) -> dict[str, list[Sampled]]:
-        """Samples by their teacher's domain, in its order, so that a head is loaded once; without those that failed.
+        """Samples by their teacher's name, in its order, so that a head is loaded once; without those that failed.
 
         UpdateError if all failed.
         """
@@ -170,45 +147,38 @@ class DistillationRun(PolicyRun):
             self.console.print(f"{error}; its samples are left out", highlight=False)
         for sample in samples:
             if sample.error is None and sample.num_tokens:
-                domain = self.teachers.domain_of(problems[sample.prompt].domain)
-                found.setdefault(domain, []).append(sample)
+                found.setdefault(self.teachers.of(problems[sample.prompt]), []).append(sample)
         if not found:
             raise UpdateError(f"all {len(samples)} samples failed, the last with: {samples[-1].error}")
         return dict(sorted(found.items()))
 
     def _update(self, by_domain: dict[str, list[Sampled]], rate: float) -> tuple[dict[str, _Sums], float]:
-        """One step of the optimizer; the sums of each domain and the gradient's norm."""
-        optimizer, settings = self.optimizer, self.settings
-        optimizer.zero_grad()
+        """One step of the optimizer; the sums of each teacher and the gradient's norm."""
+        self.optimizer.zero_grad()
         sums = self.add_gradient(by_domain)
-        norm, loss = optimizer.gradient_norm(), sum(one.loss for one in sums.values())
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            optimizer.zero_grad()
-            raise UpdateError(f"loss {loss}, gradient norm {norm}: not finite; nothing was updated")
-        optimizer.step(rate, min(1.0, settings.grad_clip / (norm + 1e-6)))
-        optimizer.zero_grad()
-        return sums, norm
+        loss = sum(one.loss for one in sums.values())
+        return sums, take_step(self.optimizer, loss, rate, self.settings)
 
     def add_gradient(self, by_domain: Mapping[str, Sequence[Sampled]]) -> dict[str, _Sums]:
         """Add the loss's gradient to the parameters'; the sums of each domain. Its teacher has stored hidden states."""
         model, settings = self.policy.model, self.settings
         sums = {domain: _Sums() for domain in by_domain}
-        answers = sum(map(len, by_domain.values()))
-        stored = stored_weights(model, indexers=False) if settings.quantized else nullcontext()
-        with stored, recomputing(model, settings.recompute):
-            for domain, rollouts in by_domain.items():
-                weight = self.teachers.teachers[domain].weight / sum(one.num_tokens for one in rollouts)
+        micro_batches = {domain: packed(rollouts, settings.micro_tokens) for domain, rollouts in by_domain.items()}
+        totals = count_documents(micro for micros in micro_batches.values() for micro in micros)
+        with update_numerics(model, settings):
+            for domain, micros in micro_batches.items():
+                weight = self.teachers.teachers[domain].weight / sum(one.num_tokens for one in by_domain[domain])
                 place = 0
-                for micro in packed(rollouts, settings.micro_tokens):
+                for micro in micros:
                     places = range(place, place + len(micro))
                     place += len(micro)
-                    self._add_gradient(domain, micro, places, weight, len(micro) / answers, sums[domain])
+                    self._add_gradient(domain, micro, places, weight, totals, sums[domain])
         return sums
 
     def _add_gradient(
-        self, domain: str, micro: Sequence[Sampled], places: Sequence[int], weight: float, share: float, sums: _Sums
+        self, domain: str, micro: Sequence[Sampled], places: Sequence[int], weight: float, totals: Counts, sums: _Sums
     ) -> None:
-        """Forward and backward of one micro-batch of a teacher's samples."""
+        """Forward and backward of one micro-batch of a teacher's samples; `totals`: counts of all documents."""
         model, settings, aux = self.policy.model, self.settings, AuxLosses()
         hidden, tokens = answer_hidden(model, micro, aux)
         teacher = (self.teachers.hidden(domain, places), self.teachers.head(domain))
@@ -223,7 +193,7 @@ class DistillationRun(PolicyRun):
             log_p = token_log_probabilities(hidden, model.head.matrix, tokens)
             objective = sampled_objective(log_p, token_log_probabilities(*teacher, tokens))
             kl = log_p.detach() - token_log_probabilities(*teacher, tokens)
-        loss = weight * objective + share * (settings.balance * aux.balance_loss + settings.indexer * aux.indexer_loss)
+        loss = weight * objective + auxiliary_loss(micro, settings, aux, totals)
         loss.backward()
         sums.loss += float(loss.detach())
         sums.kl += float(kl.detach().sum())

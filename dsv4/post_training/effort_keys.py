@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dsv4.post_training.effort_names import Asked, asked_efforts
+from dsv4.post_training.effort_names import NON_THINK, Mode, asked_modes
 from dsv4.post_training.efforts import EffortMode
+from dsv4.post_training.key_types import NotNegative, Positive
 from dsv4.post_training.length_penalty import BudgetPenalty, OverlengthPenalty
 from dsv4.tokenizer.effort_number import MAX_BUDGET, MIN_BUDGET
 from dsv4.training.recipe import Section
@@ -21,27 +22,37 @@ PenaltyForm = Literal["mode", "budget", "none"]
 
 class ModeSection(Section):
     """One mode: its window as a share of sampling.max_tokens; its penalty, `length` at the window, and 0 up to `free`,
-    a share of the window; the budget that it stands for in V4.1's form."""
+    a share of the window."""
 
     window: Window
     free: Free
-    length: Annotated[float, Field(ge=0.0)] = 0.5
+    length: NotNegative = 0.5
+
+
+class NoneSection(ModeSection):
+    window: Window = 0.25
+    free: Free = 0.5
+
+
+class LevelSection(ModeSection):
+    """A mode that thinks: the budget that it stands for in V4.1's form, too."""
+
     budget: Budget
 
 
-class LowSection(ModeSection):
+class LowSection(LevelSection):
     window: Window = 0.25
     free: Free = 0.0
     budget: Budget = 50
 
 
-class HighSection(ModeSection):
+class HighSection(LevelSection):
     window: Window = 0.5
     free: Free = 0.25
     budget: Budget = 75
 
 
-class MaxSection(ModeSection):
+class MaxSection(LevelSection):
     window: Window = 1.0
     free: Free = 0.5
     budget: Budget = 100
@@ -50,24 +61,26 @@ class MaxSection(ModeSection):
 class EffortsSection(Section):
     """The formulation of problems.efforts: modes with windows and penalties of their own, or V4.1's budgets.
 
-    `budget`: the prompt has the budget's number, by which answers are penalized; all have the same window.
+    `budget`: the prompt has the budget's number, by which answers are penalized; all have the same window. Answers
+    without thinking, which have no number, keep their mode's.
     """
 
     penalty: PenaltyForm = "mode"
+    none: NoneSection = NoneSection()
     low: LowSection = LowSection()
     high: HighSection = HighSection()
     max: MaxSection = MaxSection()
     norm: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of the budget's penalty, a share of sampling.max_tokens
-    k0: Annotated[float, Field(gt=0.0)] = 0.5
-    tau: Annotated[float, Field(gt=0.0)] = 50.0
-    cap: Annotated[float, Field(gt=0.0)] = 0.5
+    k0: Positive = BudgetPenalty.k0
+    tau: Positive = BudgetPenalty.tau
+    cap: Positive = BudgetPenalty.cap
 
     def modes(self, efforts: Sequence[str | int], max_tokens: int) -> tuple[EffortMode, ...]:
         """The modes of the efforts, where an answer has at most `max_tokens` tokens."""
-        return tuple(self._mode(effort, max_tokens) for effort in asked_efforts(efforts))
+        return tuple(self._mode(effort, max_tokens) for effort in asked_modes(efforts))
 
-    def _mode(self, effort: Asked, max_tokens: int) -> EffortMode:
-        if self.penalty == "budget":
+    def _mode(self, effort: Mode, max_tokens: int) -> EffortMode:
+        if self.penalty == "budget" and effort != NON_THINK:
             budget: int = effort if isinstance(effort, int) else getattr(self, effort).budget
             scalar = BudgetPenalty(self.norm * max_tokens, self.k0, self.tau, self.cap)
             return EffortMode(budget, penalty=lambda tokens: scalar.reward(tokens, budget))

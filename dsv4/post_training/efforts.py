@@ -1,4 +1,7 @@
-"""Problems asked with a reasoning effort: a mode with a window and a length penalty of its own, or a scalar budget."""
+"""Problems asked in a mode: without thinking, or with an effort, a level or a scalar budget.
+
+Each mode may have a window and a length penalty of its own.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +13,29 @@ from random import Random
 from deepseek_recipe import Conversation
 
 from dsv4.data.stable_hash import stable_hash
-from dsv4.post_training.effort_names import EFFORTS, Asked
+from dsv4.post_training.effort_names import EFFORTS, NON_THINK, Mode
 from dsv4.post_training.episodes.environment import Environment, EpisodeProblem
 from dsv4.post_training.problems import Explained, ExplainedProblem, ParallelProblem, Problem, ProblemSource
 from dsv4.tokenizer.effort_number import MAX_BUDGET, NUMBERS
 from dsv4.tokenizer.prompts import LADDER_KEY, LADDERS, effort_ladder, with_budget, with_messages
 
 BAND = 25  # budgets that a log sums up
-BANDS = (*EFFORTS, *(f"{first}-{first + BAND - 1}" for first in range(1, MAX_BUDGET, BAND)))
+BANDS = (NON_THINK, *EFFORTS, *(f"{first}-{first + BAND - 1}" for first in range(1, MAX_BUDGET, BAND)))
 Penalty = Callable[[int], float]  # sampled tokens, thinking included -> reward, 0 or less
 
 
 @dataclass(frozen=True)
 class EffortMode:
-    """A level or a budget, the most tokens of its answers (of a whole episode), its length penalty; None: without."""
+    """`none`, a level or a budget, the most tokens of its answers (of a whole episode), its length penalty; None:
+    without."""
 
-    effort: Asked
+    effort: Mode
     window: int | None = None
     penalty: Penalty | None = None
 
     @property
     def band(self) -> str:
-        """The level, or the range of budgets, under which logs have it: one of BANDS."""
+        """The name, or the range of budgets, under which logs have it: one of BANDS."""
         if not isinstance(self.effort, int):
             return self.effort
         first = (self.effort - 1) // BAND * BAND + 1
@@ -40,7 +44,7 @@ class EffortMode:
 
 @dataclass(frozen=True)
 class EffortProblem:
-    """A problem that is asked with an effort; its rewards are the problem's, before the mode's penalty."""
+    """A problem that is asked in a mode; its rewards are the problem's, before the mode's penalty."""
 
     inner: Problem
     mode: EffortMode
@@ -55,7 +59,7 @@ class EffortProblem:
 
     @property
     def thinking(self) -> bool:
-        return self.inner.thinking
+        return self.mode.effort != NON_THINK and self.inner.thinking
 
     @property
     def parallel(self) -> bool:
@@ -63,6 +67,8 @@ class EffortProblem:
 
     def prompt(self) -> Conversation:
         asked = self.inner.prompt()
+        if self.mode.effort == NON_THINK:
+            return with_messages(asked, asked.messages, thinking_mode=False)
         if isinstance(self.mode.effort, int):
             return with_budget(asked, self.mode.effort)
         return with_messages(asked, asked.messages, reasoning_effort=self.mode.effort)
@@ -78,7 +84,7 @@ class EffortProblem:
 
 @dataclass(frozen=True)
 class EffortGoal(EffortProblem):
-    """A goal of episodes that is asked with an effort."""
+    """A goal of episodes that is asked in a mode."""
 
     def environment(self) -> Environment:
         assert isinstance(self.inner, EpisodeProblem)
@@ -112,13 +118,18 @@ class SomeEfforts:
 
 
 def with_effort(problem: Problem, mode: EffortMode) -> EffortProblem:
-    """The problem, asked with an effort."""
+    """The problem, which thinks, asked in a mode."""
     return EffortGoal(problem, mode) if isinstance(problem, EpisodeProblem) else EffortProblem(problem, mode)
 
 
 def unwrapped(problem: Problem) -> Problem:
     """The problem itself, without its effort."""
     return problem.inner if isinstance(problem, EffortProblem) else problem
+
+
+def effort_of(problem: Problem) -> Mode | None:
+    """The effort that a problem is asked with, or `none`; None: in no mode."""
+    return problem.mode.effort if isinstance(problem, EffortProblem) else None
 
 
 def window_of(problem: Problem, most: int) -> int:
@@ -133,9 +144,10 @@ def penalty_of(problem: Problem, tokens: int) -> float:
     return 0.0 if penalty is None else penalty(tokens)
 
 
-def check_ladder(folder: Path, efforts: Sequence[Asked]) -> None:
+def check_ladder(folder: Path, modes: Sequence[Mode]) -> None:
     """ValueError if efforts have the same prompt under a model folder's ladder, or budgets have none there."""
     ladder = effort_ladder(folder)
+    efforts = [mode for mode in modes if mode != NON_THINK]
     scalar = f'"{LADDER_KEY}": "scalar" in its generation_config.json'
     if ladder != "scalar" and any(isinstance(effort, int) for effort in efforts):
         raise ValueError(f"efforts are budgets, and the ladder of {folder} is {ladder}; allowed: {scalar}")

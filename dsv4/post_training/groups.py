@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsv4.post_training.efforts import BANDS, EffortProblem
+from dsv4.post_training.grpo import all_equal
 from dsv4.post_training.learner import Update
 from dsv4.post_training.problems import Problem
 from dsv4.post_training.rewards import Reward
@@ -35,7 +36,7 @@ class Group:
     @property
     def informative(self) -> bool:
         """True if the rewards differ: else every advantage is 0. Stale rollouts are not trained on."""
-        return not self.stale and len({reward.value for reward in self.rewards}) > 1
+        return not self.stale and not all_equal([reward.value for reward in self.rewards])
 
 
 def sampling_figures(groups: Sequence[Group]) -> dict[str, Any]:

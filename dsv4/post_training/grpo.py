@@ -8,6 +8,7 @@ r = p / p_old of a token, A the answer's advantage within its group, KL_t an est
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,15 +17,16 @@ import torch
 from torch import Tensor
 
 AdvantageScale = Literal["none", "std"]
+EQUAL = 1e-6  # rewards of a group that differ by less are equal: sums of terms differ by their rounding
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GRPOSettings:
     """Hyperparameters of the objective. The report gives none: "closely aligned" with R1 and V3.2."""
 
     clip_low: float = 0.2
     clip_high: float = 0.28  # higher than low: rare tokens may grow (DAPO); 0.2 is GRPO's
-    kl: float = 0.001  # weight of the KL to the reference; R1's
+    kl: float = 0.0  # weight of the KL to the reference; R1's is 0.001
     unbiased_kl: bool = True  # times the importance ratio, V3.2
     off_policy_bound: float | None = 0.5  # mean log(p_old / p) above which a bad answer is dropped; V3.2: not disclosed
     advantage_scale: AdvantageScale = "none"  # V3.2: reward - mean; "std": R1's, over the standard deviation
@@ -54,7 +56,10 @@ class Objective:
 
 
 def advantages(rewards: Sequence[float], groups: Sequence[Hashable], scale: AdvantageScale = "none") -> list[float]:
-    """Rewards minus the mean of their group; with "std" over its standard deviation, 0 in a group of equal rewards."""
+    """Rewards minus the mean of their group; with "std" over its standard deviation, 0 in a group of equal rewards.
+
+    Rewards are equal as of `all_equal`. ValueError unless there is a group for each reward.
+    """
     if len(rewards) != len(groups):
         raise ValueError(f"{len(rewards)} rewards for {len(groups)} answers; allowed: as many")
     members: dict[Hashable, list[int]] = {}
@@ -62,15 +67,19 @@ def advantages(rewards: Sequence[float], groups: Sequence[Hashable], scale: Adva
         members.setdefault(group, []).append(place)
     found = [0.0] * len(rewards)
     for places in members.values():
-        if len({rewards[place] for place in places}) == 1:
-            continue  # their mean, rounded, may be another number: over a deviation of rounding it would be of size 1
-        mean = sum(rewards[place] for place in places) / len(places)
-        deviation = (sum((rewards[place] - mean) ** 2 for place in places) / len(places)) ** 0.5
+        own = [rewards[place] for place in places]
+        if all_equal(own):
+            continue  # over a deviation of mere rounding, differences of rounding would be of size 1
+        mean = math.fsum(own) / len(own)
+        deviation = (math.fsum((reward - mean) ** 2 for reward in own) / len(own)) ** 0.5
         for place in places:
-            found[place] = rewards[place] - mean
-            if scale == "std":
-                found[place] = found[place] / deviation if deviation else 0.0
+            found[place] = (rewards[place] - mean) / (deviation if scale == "std" else 1.0)
     return found
+
+
+def all_equal(rewards: Sequence[float]) -> bool:
+    """True if no two rewards differ by EQUAL or more, as where there is one, or none."""
+    return not rewards or max(rewards) - min(rewards) < EQUAL
 
 
 def grpo_loss(

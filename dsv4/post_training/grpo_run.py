@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from random import Random
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from rich.console import Console
 
@@ -20,21 +21,23 @@ from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.episodes.trajectory import TrajectoryFiles
 from dsv4.post_training.groups import Asked, Group, sampling_figures, update_figures
 from dsv4.post_training.grpo import advantages
-from dsv4.post_training.learner import Judged, LearnerSettings, Update, UpdateError, update, with_reference
-from dsv4.post_training.policy_run import LoopSettings, PolicyPosition, PolicyRun, StepFigures
+from dsv4.post_training.learner import Judged, LearnerSettings, Update, update, with_reference
+from dsv4.post_training.policy_run import LoopSettings, PolicyRun, StepFigures
 from dsv4.post_training.problems import Problem, ProblemSource
+from dsv4.post_training.reference import ReferencePolicy
 from dsv4.post_training.replay import ReplaySettings
 from dsv4.post_training.rewards import Reward, RewardSettings, judge
 from dsv4.post_training.rollout_service.lookahead import Lookahead
-from dsv4.post_training.rollout_service.sampler import ServiceSampler
 from dsv4.post_training.rollout_service.service import RolloutService
 from dsv4.post_training.rollout_service.staleness import staleness
 from dsv4.post_training.rollouts import Sampled, Sampler
 from dsv4.post_training.rubric_judge import RubricJudge
 from dsv4.post_training.served_policy import ServedPolicy
+from dsv4.post_training.updates import UpdateError
 from dsv4.training.optim import MuonAdamW
 
 SHOWN_ERRORS = 5  # of a round's rewards
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class GRPORunSettings:
     rewards: RewardSettings
     group_size: int = 8
     mini_batches: int = 2  # updates per step
+    _: KW_ONLY
+    reference_every: int = 0  # steps between two in which the reference becomes the policy; 0: it stays
     resample: int = 3  # rounds of new prompts at most, in place of groups whose rewards are equal
     sampling: SamplingParams = field(default_factory=SamplingParams)  # temperature and filters
     replay: ReplaySettings = field(default_factory=ReplaySettings)
@@ -54,6 +59,8 @@ class GRPORunSettings:
         for name in ("mini_batches", "resample"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        if self.reference_every < 0:
+            raise ValueError(f"reference_every is {self.reference_every}; allowed: 0 (never), or more")
         if self.group_size < 2:
             raise ValueError(f"group_size is {self.group_size}; allowed: 2 or more, for an advantage is within a group")
         _ = self.params  # which checks the temperature
@@ -68,7 +75,8 @@ class GRPORun(PolicyRun):
     """Trains a policy by GRPO. `reference`: a frozen policy that the KL is to; needed unless its weight is 0.
 
     `rubric_judge`: judges rubric questions; it follows the policy, a step behind. `service`: samples, in place of an
-    engine of this process; with a `max_staleness` above 0 while the policy trains.
+    engine of this process; with a `max_staleness` above 0 while the policy trains. StateError where weights of an
+    earlier policy, which the saved state goes with, are missing.
     """
 
     stage = "grpo"
@@ -89,50 +97,56 @@ class GRPORun(PolicyRun):
     ) -> None:
         if settings.learner.objective.kl and reference is None:
             raise ValueError(f"kl is {settings.learner.objective.kl}, but there is no reference policy; allowed: 0")
-        super().__init__(policy, optimizer, problems, loop, run_dir, console, quiet)
-        self.settings, self.reference, self.rubric_judge, self.service = settings, reference, rubric_judge, service
+        super().__init__(policy, optimizer, problems, loop, run_dir, console, quiet, service)
+        self.settings, self.rubric_judge = settings, rubric_judge
+        self.reference: ReferencePolicy | None = None
+        if reference is not None:
+            self.reference = ReferencePolicy(reference, policy, settings.reference_every, run_dir, self.position.step)
         self._ahead: Lookahead[Asked] | None = None
         self._files: TrajectoryFiles | None = None
         (policy if service is None else service).set_options(**settings.replay.engine_options)
         if rubric_judge is not None and self.position.step:
-            rubric_judge.load(self._judge_path())
+            rubric_judge.weights.load(self._judge_path())
 
-    def run(self, stop_after: int | None = None) -> PolicyPosition:
-        """As in PolicyRun; workers of a service work meanwhile."""
-        if self.service is None:
-            return super().run(stop_after)
-        with self.service.running(self.position.problems, self.position.step):
-            if ahead := self.service.settings.max_staleness:
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """As in PolicyRun; where staleness is allowed, problems of later steps are asked meanwhile."""
+        with super()._working():
+            if self.service is not None and (ahead := self.service.settings.max_staleness):
                 self._ahead = Lookahead(self.position.problems, (ahead + 1) * self.loop.prompts)
             try:
-                return super().run(stop_after)
+                yield
             finally:
                 if self._ahead is not None:
                     self._ahead.close()
 
     def save(self) -> None:
-        """Write the state; first the judge's weights, of whose files only that of the last state stays."""
+        """Write the state; first the weights of judge and reference, of whose files only the last state's stay."""
         judge = self._judge_path()
         if self.rubric_judge is not None:
-            self.rubric_judge.save(judge)
+            self.rubric_judge.weights.save(judge)
+        if self.reference is not None:
+            self.reference.save()
         super().save()
         for path in self.run_dir.glob("judge-*.safetensors"):
             if path != judge:
                 path.unlink()
-        if self.service is not None:
-            self.service.queue.keep(self.position.problems)  # the state has learned from the others
+        if self.reference is not None:
+            self.reference.clear()
 
     def _judge_path(self) -> Path:
         return self.run_dir / f"judge-{self.position.step}.safetensors"
 
     def step(self, rate: float) -> StepFigures:
         started = time.perf_counter()
+        if self.reference is not None:
+            self.reference.begin(self.position.step)
         if self._files is None or self._ahead is None:
             self._files = TrajectoryFiles(self.run_dir / "episodes")
         with self._sampling() as sampler:
             asked = list(self._groups(sampler))
         if self.rubric_judge is not None:
-            self.rubric_judge.follow(self.policy.model)
+            self.rubric_judge.weights.follow(self.policy.model)
         sampling = time.perf_counter() - started
         for group in asked:
             if not group.informative:
@@ -150,17 +164,6 @@ class GRPORun(PolicyRun):
         if figures.get("staleness_max") and updates:  # then it is not the difference of two computations
             figures["log_ratio_max"] = figures.pop("train_serve_difference")
         return StepFigures(figures, tokens, trained)
-
-    @contextmanager
-    def _sampling(self) -> Iterator[Callable[[int], Sampler]]:
-        """Context in which problems are asked: gives the sampler of a call of problems, by the number of the first."""
-        service, model = self.service, self.policy.model
-        if service is None:
-            with self.policy.serving() as llm:
-                yield lambda first: llm
-            return
-        service.publish(self.position.step, model)
-        yield lambda first: ServiceSampler(service, model.config, first)
 
     def _service_figures(self, service: RolloutService, asked: Sequence[Group]) -> dict[str, Any]:
         found = staleness((rollout for group in asked for rollout in group.rollouts), self.position.step)
@@ -276,12 +279,17 @@ class GRPORun(PolicyRun):
         gains = advantages(values, owners, settings.learner.objective.advantage_scale)
         references: Sequence[tuple[float, ...] | None] = [None] * len(rollouts)
         if self.reference is not None and rollouts:
-            references = with_reference(self.reference, rollouts, settings.learner.micro_tokens)
+            references = with_reference(self.reference.model, rollouts, settings.learner.micro_tokens)
         batch = [Judged(*one) for one in zip(rollouts, gains, references, strict=True)]
         Random(stable_hash("mini-batches", self.loop.seed, self.position.step)).shuffle(batch)
-        size = max(1, -(-len(batch) // settings.mini_batches))
-        for start in range(0, len(batch), size):
-            mini_batch = batch[start : start + size]
+        for mini_batch in even_parts(batch, settings.mini_batches):
             yield update(self.policy.model, self.optimizer, mini_batch, rate, settings.learner)
             for judged in mini_batch:
                 judged.rollout.release()
+
+
+def even_parts(items: Sequence[T], count: int) -> list[Sequence[T]]:
+    """The items in `count` parts, in their order, whose lengths differ by 1 at most; of fewer items, one each."""
+    count = min(count, len(items))
+    bounds = [place * len(items) // count for place in range(count + 1)] if count else []
+    return [items[first:last] for first, last in pairwise(bounds)]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
-
-from pydantic import Field
+from typing import Self
 
 from dsv4.post_training.data_problems import Files, absolute, read_judgements
+from dsv4.post_training.key_types import Count, Positive
 from dsv4.post_training.rubric import JudgeQuestion
 from dsv4.training.recipe import Section
 
@@ -15,9 +14,9 @@ class JudgeSection(Section):
     """Judging of rubric questions by the policy itself; `data`: labelled judgements that it learns to judge from."""
 
     data: Files = ()
-    weight: Annotated[float, Field(gt=0.0)] = 1.0  # of the judgements, beside those of problems
+    weight: Positive = 1.0  # of the judgements, beside those of problems
     thinking: bool = True  # before a score
-    max_tokens: Annotated[int, Field(ge=1)] = 256  # of a judgement of the judge
+    max_tokens: Count = 256  # of a judgement of the judge
 
     def judgements(self) -> tuple[JudgeQuestion, ...]:
         """The labelled judgements of the files."""

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from dsv4.analysis.activations import Recompute
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.grpo import GRPOSettings, Objective, grpo_loss
 from dsv4.post_training.replay import replaying
 from dsv4.post_training.rollouts import Sampled, answer_log_probabilities, packed
+from dsv4.post_training.updates import UpdateSettings, auxiliary_loss, count_documents, take_step, update_numerics
+from dsv4.training.losses import Counts
 from dsv4.training.optim import MuonAdamW
-from dsv4.training.qat import stored_weights
-from dsv4.training.recompute import recomputing
-
-S = TypeVar("S", bound=Sampled)
 
 
 @dataclass(frozen=True)
@@ -34,22 +28,10 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class LearnerSettings:
+class LearnerSettings(UpdateSettings):
     """Settings of the updates by mini-batches."""
 
     objective: GRPOSettings
-    micro_tokens: int = 8192  # most tokens of a forward; a longer rollout is one by itself
-    grad_clip: float = 1.0
-    quantized: bool = True  # the forward computes with the stored values, as the engine did
-    balance: float = 1e-4  # weight of the router's balance loss
-    indexer: float = 1.0  # weight of the indexer's loss
-    recompute: Recompute = "none"  # activation checkpointing: training/recompute.py
-
-    def __post_init__(self) -> None:
-        if self.micro_tokens < 1:
-            raise ValueError(f"micro_tokens is {self.micro_tokens}; allowed: 1 or more")
-        if not self.grad_clip > 0.0:
-            raise ValueError(f"grad_clip is {self.grad_clip}; allowed: more than 0")
 
 
 @dataclass(frozen=True)
@@ -66,10 +48,6 @@ class Update:
     indexer_differences: int  # and of entries
 
 
-class UpdateError(RuntimeError):
-    """A loss or a gradient is not finite, or no rollout could be sampled; nothing was updated."""
-
-
 def update(
     model: Transformer, optimizer: MuonAdamW, batch: Sequence[Judged], rate: float, settings: LearnerSettings
 ) -> Update:
@@ -77,22 +55,18 @@ def update(
     optimizer.zero_grad()
     found: list[tuple[int, float, Objective]] = []
     routing = indexer = 0
-    stored = stored_weights(model, indexers=False) if settings.quantized else nullcontext()
-    with stored, recomputing(model, settings.recompute):
+    micro_batches = packed((judged.rollout for judged in batch), settings.micro_tokens)
+    totals = count_documents(micro_batches)
+    with update_numerics(model, settings):
         place = 0
-        for rollouts in packed((judged.rollout for judged in batch), settings.micro_tokens):
+        for rollouts in micro_batches:
             aux = replaying(rollouts, model)
-            objective = _objective(model, batch[place : place + len(rollouts)], len(batch), settings, aux)
+            objective = _objective(model, batch[place : place + len(rollouts)], len(batch), settings, aux, totals)
             found.append((sum(rollout.num_tokens for rollout in rollouts), *objective))
             routing, indexer = routing + aux.expert_differences, indexer + aux.entry_differences
             place += len(rollouts)
-    norm = optimizer.gradient_norm()
     loss = sum(value for _, value, _ in found)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        optimizer.zero_grad()
-        raise UpdateError(f"loss {loss}, gradient norm {norm}: not finite; nothing was updated")
-    optimizer.step(rate, min(1.0, settings.grad_clip / (norm + 1e-6)))
-    optimizer.zero_grad()
+    norm = take_step(optimizer, loss, rate, settings)
     tokens = sum(count for count, _, _ in found)
     return Update(
         loss,
@@ -107,21 +81,29 @@ def update(
 
 
 def _objective(
-    model: Transformer, micro: Sequence[Judged], answers: int, settings: LearnerSettings, aux: AuxLosses
+    model: Transformer,
+    micro: Sequence[Judged],
+    answers: int,
+    settings: LearnerSettings,
+    aux: AuxLosses,
+    totals: Counts,
 ) -> tuple[float, Objective]:
-    """Forward and backward of a micro-batch of a mini-batch of `answers`: its share of the loss, and the objective."""
-    log_p = answer_log_probabilities(model, [judged.rollout for judged in micro], aux=aux)
+    """Forward and backward of a micro-batch of a mini-batch of `answers`: its share of the loss, and the objective.
+
+    `totals`: counts of the mini-batch's documents, as of `count_documents`.
+    """
+    rollouts = [judged.rollout for judged in micro]
+    log_p = answer_log_probabilities(model, rollouts, aux=aux)
     objective = grpo_loss(
         log_p,
-        _laid(log_p, (judged.rollout.log_probabilities for judged in micro)),
-        [judged.rollout.num_tokens for judged in micro],
+        _laid(log_p, (rollout.log_probabilities for rollout in rollouts)),
+        [rollout.num_tokens for rollout in rollouts],
         [judged.advantage for judged in micro],
         settings.objective,
         None if micro[0].reference is None else _laid(log_p, (judged.reference or () for judged in micro)),
         answers,
     )
-    share = len(micro) / answers
-    loss = objective.loss + share * (settings.balance * aux.balance_loss + settings.indexer * aux.indexer_loss)
+    loss = objective.loss + auxiliary_loss(rollouts, settings, aux, totals)
     loss.backward()
     return float(loss.detach()), objective
 

@@ -23,8 +23,8 @@ class OverlengthPenalty:
     def __post_init__(self) -> None:
         if not 0 <= self.free < self.window:
             raise ValueError(f"free is {self.free}; allowed: 0 to window - 1, {self.window - 1}")
-        if self.most < 0.0:
-            raise ValueError(f"most is {self.most}; allowed: 0 or more")
+        if not 0.0 <= self.most < math.inf:
+            raise ValueError(f"most is {self.most}; allowed: 0 or more, a finite number")
 
     def reward(self, tokens: int) -> float:
         """Reward, 0 or less, of an answer of `tokens` tokens, thinking included."""
@@ -45,8 +45,8 @@ class BudgetPenalty:
 
     def __post_init__(self) -> None:
         for name in ("norm", "k0", "tau", "cap"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: more than 0")
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: more than 0, a finite number")
 
     def reward(self, tokens: int, budget: int) -> float:
         """Reward, 0 or less, of an answer of `tokens` tokens under a budget of 1 to 100."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from rich.console import Console
 from dsv4.checkpoint.atomic import clear_folder
 from dsv4.post_training.episodes.sessions import SessionLogs
 from dsv4.post_training.problems import Problem, ProblemSource
+from dsv4.post_training.rollout_service.sampler import ServiceSampler
+from dsv4.post_training.rollout_service.service import RolloutService
 from dsv4.post_training.rollouts import Sampler
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.memory import keep_freed_memory
@@ -20,6 +24,7 @@ from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import UNPLANNED, FixedPlan, Plan, TimePlan
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
+from dsv4.training.speed import peak_memory
 from dsv4.training.state import load_state, save_state
 from dsv4.training.stopping import StopOnSignal
 
@@ -35,6 +40,7 @@ class LoopSettings:
     schedule: Schedule
     prompts: int = 16  # per step
     max_tokens: int = 512  # of an answer
+    _: KW_ONLY
     save_every: int = 10
     seed: int = 1
     seconds: float | None = None
@@ -68,7 +74,10 @@ class StepFigures:
 
 
 class PolicyRun(ABC):
-    """Trains a served policy on problems. `run_dir` keeps state and metrics; a state found there is resumed."""
+    """Trains a served policy on problems. `run_dir` keeps state and metrics; a state found there is resumed.
+
+    `service`: samples, in place of an engine of this process.
+    """
 
     stage: str  # in the log
 
@@ -81,9 +90,10 @@ class PolicyRun(ABC):
         run_dir: Path,
         console: Console | None = None,
         quiet: bool = False,
+        service: RolloutService | None = None,
     ) -> None:
         self.policy, self.optimizer, self.problems, self.loop = policy, optimizer, problems, loop
-        self.run_dir, self.console, self.quiet = run_dir, console or Console(), quiet
+        self.run_dir, self.console, self.quiet, self.service = run_dir, console or Console(), quiet, service
         self.position = PolicyPosition()
         self.sessions = SessionLogs(run_dir / "sessions")
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -107,6 +117,17 @@ class PolicyRun(ABC):
 
         RunStoppedError, with the state saved, if the process got SIGTERM or Ctrl-C meanwhile.
         """
+        with self._working():
+            return self._steps(stop_after)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Context of all steps, in which workers of a service work."""
+        service, position = self.service, self.position
+        with nullcontext() if service is None else service.running(position.problems, position.step):
+            yield
+
+    def _steps(self, stop_after: int | None) -> PolicyPosition:
         loop, position = self.loop, self.position
         metrics = self.run_dir / "metrics.jsonl"
         keep_freed_memory()
@@ -133,6 +154,19 @@ class PolicyRun(ABC):
         """Write the state, behind which the run goes on; then remove what it no longer asks for again."""
         save_state(self.state_path, self.policy.model, self.optimizer, self.position)
         self.sessions.keep(self.position.problems)
+        if self.service is not None:
+            self.service.queue.keep(self.position.problems)
+
+    @contextmanager
+    def _sampling(self) -> Iterator[Callable[[int], Sampler]]:
+        """Context in which problems are asked: gives the sampler of a call of problems, by the number of the first."""
+        service, model = self.service, self.policy.model
+        if service is None:
+            with self.policy.serving() as llm:
+                yield lambda first: llm
+            return
+        service.publish(self.position.step, model)
+        yield lambda first: ServiceSampler(service, model.config, first)
 
     def take_problems(self, llm: Sampler, count: int) -> tuple[int, list[Problem], list[list[int]]]:
         """The next `count` problems: the number of the first, the problems, their prompts as token ids."""
@@ -161,6 +195,6 @@ class PolicyRun(ABC):
         metrics = {
             "step": step, "stage": self.stage, "lr": rate, "tokens": position.tokens,
             "trained_tokens": done.trained_tokens, "seconds": round(position.seconds, 3),
-            "tokens_per_second": done.tokens / took,
+            "tokens_per_second": done.tokens / took, "peak_memory_bytes": peak_memory(self.policy.model.device),
         } | done.figures  # fmt: skip
         report.step(metrics, self._total, self._total < UNPLANNED)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import PrivateAttr, model_validator
 
 from dsv4.post_training.answer_checks import Check
 from dsv4.post_training.data_problems import DataProblem, Files, Rows, read_problems
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.domains.registry import DomainProblems, mixed
-from dsv4.post_training.effort_names import EffortName
+from dsv4.post_training.effort_names import NON_THINK, Mode, ModeName, asked_modes
 from dsv4.post_training.efforts import EffortMode, EffortProblems, SomeEfforts
+from dsv4.post_training.key_types import Positive
 from dsv4.post_training.problems import Problem, ProblemSource, TaskProblems
 from dsv4.post_training.rubric import RubricQuestion
 from dsv4.tokenizer.prompts import Ladder
 from dsv4.training.recipe import Section
 
-Positive = Annotated[float, Field(gt=0.0)]
 Names = Files  # one name stands for a tuple of it, too
 
 
@@ -26,8 +25,8 @@ class ProblemsSection(Section):
     """Tasks, domains and the user's own problems that are asked; each as often as the others, or by weights.
 
     `data`: files whose rows are problems (post_training/data_problems.py). `efforts`: each problem is asked with one of
-    them, and with thinking: levels, budgets of 1 to 100, or "1-100" for all of these. With `effort_domains`, problems
-    of these tasks and domains alone.
+    them, and with thinking: levels, budgets of 1 to 100, or "1-100" for all of these; or `none`, without. With
+    `effort_domains`, problems of these tasks and domains alone.
     """
 
     tasks: Names = ()
@@ -35,11 +34,12 @@ class ProblemsSection(Section):
     domains: Names = ()
     domain_weights: tuple[float, ...] = ()
     level: Level = "standard"  # of the domains' problems
+    partial: bool = False  # an answer that is right in part has a part of the reward, in domains that know parts
     data: Files = ()
     data_weight: Positive = 1.0
     check: Check = "exact"  # of rows without their own
     thinking: bool | None = None  # left out: as each task's, domain's or row's problems have it
-    efforts: tuple[EffortName, ...] = ()
+    efforts: tuple[ModeName, ...] = ()
     effort_domains: Names = ()  # left out: all
     seed: int = 1
     _ladder: Ladder | None = PrivateAttr(None)  # of the model that is asked, once it is known
@@ -55,14 +55,21 @@ class ProblemsSection(Section):
             self._check_effort_domains()
         if self.effort_domains and not self.efforts:
             raise ValueError(f"effort_domains is {', '.join(self.effort_domains)} without efforts; allowed: none")
-        if self.efforts and self.thinking is False:
-            names = ", ".join(map(str, self.efforts))
-            raise ValueError(f"efforts {names} without thinking; allowed: thinking=true, or left out")
+        other = [str(name) for name in self.efforts if self.thinking is (name == NON_THINK)]
+        if other:
+            how = "with" if self.thinking else "without"
+            raise ValueError(f"efforts {', '.join(other)} {how} thinking; allowed: thinking left out")
         return self
 
     def asked(self, rows: Iterable[Problem] = ()) -> tuple[str, ...]:
         """Domains of the problems: tasks, domains, and those of `rows`, the problems of the files."""
         return (*self.tasks, *self.domains, *sorted({row.domain for row in rows}))
+
+    def asked_modes(self, rows: Iterable[Problem] = ()) -> list[tuple[str, Mode | None]]:
+        """Each domain of `asked` with each mode that its problems are asked in; None: in no mode."""
+        modes = asked_modes(self.efforts) or (None,)
+        chosen = self.effort_domains or self.asked(rows)
+        return [(name, mode) for name in self.asked(rows) for mode in (modes if name in chosen else (None,))]
 
     def _check_effort_domains(self, rows: Iterable[Problem] = ()) -> None:
         """ValueError for an effort_domain of which no problem is asked."""
@@ -80,10 +87,13 @@ class ProblemsSection(Section):
             thinking = self.model_copy(update={"thinking": True})
             asked = EffortProblems(thinking.source(rewarded=rewarded), modes, self.seed)
             return SomeEfforts(self.source((), rewarded), asked, self.effort_domains) if self.effort_domains else asked
+        if self.partial and not self.domains:
+            raise ValueError("partial without domains; allowed: with problems.domains")
         parts: list[tuple[ProblemSource, float]] = []
         if self.domains:
             chosen = dict(zip(self.domains, self.domain_weights or (1.0,) * len(self.domains), strict=True))
-            parts.append((DomainProblems(chosen, self.seed, self.thinking, level=self.level), sum(chosen.values())))
+            domains = DomainProblems(chosen, self.seed, self.thinking, level=self.level, partial=self.partial)
+            parts.append((domains, sum(chosen.values())))
         if self.tasks or not (self.domains or self.data):
             tasks = dict(zip(self.tasks, self.weights or (1.0,) * len(self.tasks), strict=True))
             parts.append((TaskProblems(tasks, self.seed, self.thinking), sum(tasks.values())))

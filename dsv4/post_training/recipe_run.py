@@ -20,11 +20,11 @@ from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
 from dsv4.post_training.data_problems import digests
 from dsv4.post_training.efforts import check_ladder
-from dsv4.post_training.learner import UpdateError
 from dsv4.post_training.policy_run import PolicyRun
 from dsv4.post_training.recipes import PolicyRecipe
 from dsv4.post_training.rollout_service.tables import ServiceError
 from dsv4.post_training.served_policy import ServedPolicy
+from dsv4.post_training.updates import UpdateError
 from dsv4.training.export import TOKENIZER_FILES, check_output, export_model
 from dsv4.training.recipe import read_recipe, split_words, write_recipe
 from dsv4.training.state import StateError
@@ -87,7 +87,7 @@ def make_policy(recipe: PolicyRecipe, folder: Path) -> ServedPolicy:
             f"{folder}"
         )
     model = load_model(folder, device=run.device, numerics=run.numerics, weights="widened").requires_grad_()
-    model.mtp.requires_grad_(False)  # no loss reaches it: gradients of zero would be orthogonalized, and saved
+    model.mtp.requires_grad_(False)  # no loss reaches it: its momenta would be zeros, kept and saved
     if not run.train_router:
         freeze_router(model)
     return ServedPolicy(
@@ -124,13 +124,13 @@ def _recipe(schema: type[R], options: argparse.Namespace) -> R:
         path = options.run_dir / RECIPE
         if not path.is_file():
             raise ValueError(f"--resume: {options.run_dir} holds no run (no {RECIPE})")
-        return read_recipe(schema, path)
+        return read_recipe(schema, path).resolved()
     if options.model is None and not options.print_config:
         raise ValueError("no model; give the folder of one before all keys")
     files, keys = split_words(words)
     if len(files) > 1:
         raise ValueError(f"recipes {', '.join(files)}; allowed: one, and KEY=VALUE")
-    return read_recipe(schema, Path(files[0]) if files else None, keys)
+    return read_recipe(schema, Path(files[0]) if files else None, keys).resolved()
 
 
 def _begun(run_dir: Path, options: argparse.Namespace) -> Path:

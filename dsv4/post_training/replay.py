@@ -16,7 +16,7 @@ from dsv4.model.transformer import Transformer
 from dsv4.post_training.rollouts import Sampled
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReplaySettings:
     """Choices of a rollout that training keeps."""
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LengthReward = Callable[[int], float]  # tokens of the answer, thinking included -> reward, 0 or less
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RewardSettings:
     """Terms of a reward besides the problem's own and that of its effort."""
 
@@ -31,6 +31,8 @@ class RewardSettings:
     threads: int = 0  # that judge answers of problems that run programs; 0: one per processor
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.unfinished):
+            raise ValueError(f"unfinished is {self.unfinished}; allowed: a finite number")
         if self.threads < 0:
             raise ValueError(f"threads is {self.threads}; allowed: 0 (one per processor), or more")
 
@@ -58,27 +60,44 @@ def judge(
     answers = [_answer(rollout, problems[rollout.prompt], settings) for rollout in rollouts]
     verdicts = _by_rubric(rollouts, problems, answers, rubric_judge)
     verdicts |= _verdicts(rollouts, problems, answers, settings.threads)
-    rewards: list[Reward] = []
-    for place, rollout in enumerate(rollouts):
-        extra = settings.length(rollout.num_tokens) if settings.length is not None else 0.0
-        extra += penalty_of(problems[rollout.prompt], rollout.num_tokens)
-        answer = answers[place]
-        if rollout.error is not None:
-            rewards.append(Reward(0.0, False, rollout.error))
-            continue
-        if answer is None:
-            rewards.append(Reward(settings.unfinished + extra, correct=False))
-            continue
-        found = verdicts[place]
-        if found.value is None:
-            rewards.append(Reward(0.0, False, found.error))
-            continue
-        asked, by_rubric, known = unwrapped(problems[rollout.prompt]), None, None
-        if isinstance(asked, RubricQuestion):
-            by_rubric = found.value
-            known = _known(asked, answer)
-        rewards.append(Reward(found.value + extra, found.value >= 1.0, None, found.reason, by_rubric, known))
-    return rewards
+    return [
+        _reward(rollout, problems[rollout.prompt], answers[place], verdicts.get(place), settings)
+        for place, rollout in enumerate(rollouts)
+    ]
+
+
+def _reward(
+    rollout: Sampled, problem: Problem, answer: str | None, found: Verdict | None, settings: RewardSettings
+) -> Reward:
+    """Reward of a rollout, of whose answer `found` is the verdict; None: there is no answer."""
+    if rollout.error is not None:
+        return Reward(0.0, False, rollout.error)
+    if found is not None and found.value is None:
+        return Reward(0.0, False, found.error)
+    given = settings.unfinished if found is None or found.value is None else found.value
+    total = _with_penalties(given, problem, rollout.num_tokens, settings)
+    if total.value is None:
+        return Reward(0.0, False, total.error)
+    if answer is None or found is None:
+        return Reward(total.value, correct=False)
+    asked, by_rubric, known = unwrapped(problem), None, None
+    if isinstance(asked, RubricQuestion):
+        by_rubric, known = given, _known(asked, answer)
+    return Reward(total.value, given >= 1.0, None, found.reason, by_rubric, known)
+
+
+def _with_penalties(given: float, problem: Problem, tokens: int, settings: RewardSettings) -> Verdict:
+    """A reward and those of the answer's length, of `tokens` tokens, added up."""
+    try:
+        extra = penalty_of(problem, tokens) + (0.0 if settings.length is None else settings.length(tokens))
+        value = given + extra
+        finite = math.isfinite(value)
+    except Exception as error:  # a penalty may be the user's code, as a reward is
+        return Verdict(None, f"the length penalty of {problem.domain} raised {type(error).__name__}: {error}")
+    if not finite:
+        words = f"the reward of {problem.domain} with its length penalty is {value}; allowed: a finite number"
+        return Verdict(None, words)
+    return Verdict(value)
 
 
 def _known(problem: RubricQuestion, answer: str) -> float | None:

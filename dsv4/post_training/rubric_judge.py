@@ -6,22 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-
-from dsv4.checkpoint.atomic import new_file
 from dsv4.engine import LLM, SamplingParams
 from dsv4.model.transformer import Transformer
+from dsv4.post_training.frozen_models import PolicyCopy
 from dsv4.post_training.rollouts import answer_text, too_long
 from dsv4.post_training.rubric import RubricQuestion, Verdict, judge_prompt, verdict
-from dsv4.training.qat import as_stored
-from dsv4.training.state import StateError
 
 
 class RubricJudge:
     """Judges with the weights that the policy had a step ago, so that all answers of a step have the same judge.
 
-    `quantized`: as the policy is served; `thinking`: before a score. Options are those of `LLM`.
+    `weights` are these: they follow the policy before an update, after the step's answers are judged. `quantized`: as
+    the policy is served; `thinking`: before a score. Options are those of `LLM`.
     """
 
     def __init__(
@@ -34,35 +30,8 @@ class RubricJudge:
         **options: Any,
     ) -> None:
         self.max_tokens, self.quantized, self.thinking = max_tokens, quantized, thinking
-        with torch.device(policy.device):
-            self._model = Transformer(policy.config, policy.numerics)
-        self._model.load_state_dict(policy.state_dict())
-        self._store()
-        self.llm = LLM(self._model, folder=tokenizer, **options)
-
-    def follow(self, policy: Transformer) -> None:
-        """Take over the policy's weights: call before an update, after the step's answers are judged."""
-        self._model.load_state_dict(policy.state_dict())
-        self._store()
-
-    def save(self, path: Path) -> None:
-        """Write the weights, of which a resumed run goes on."""
-        with new_file(path) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in self._model.state_dict().items()}, temporary)
-
-    def load(self, path: Path) -> None:
-        """Take the weights of a file that `save` wrote. StateError if there is none."""
-        if not path.is_file():
-            raise StateError(f"{path} is missing: the run was saved with the weights of its judge in it")
-        self._model.load_state_dict(load_file(path))
-        self._model.freeze()
-
-    @torch.no_grad()
-    def _store(self) -> None:
-        if self.quantized:
-            for name, parameter in self._model.named_parameters():
-                parameter.copy_(as_stored(name, parameter))
-        self._model.freeze()
+        self.weights = PolicyCopy(policy, quantized)
+        self.llm = LLM(self.weights.model, folder=tokenizer, **options)
 
     def scores(self, problems: Sequence[RubricQuestion], answers: Sequence[str]) -> list[Verdict]:
         """Verdict on each answer, greedily decoded; an error for one whose judge prompt is too long, or no text."""

@@ -17,11 +17,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dsv4.checkpoint import load_model
 from dsv4.checkpoint.atomic import new_file
 from dsv4.checkpoint.folder import Checkpoint
+from dsv4.post_training.effort_names import Mode
+from dsv4.post_training.efforts import effort_of
+from dsv4.post_training.frozen_models import load_frozen
+from dsv4.post_training.problems import Problem
 from dsv4.post_training.rollouts import Sampled, answer_hidden, packed
 from dsv4.tokenizer import Tokenizer
+from dsv4.training.qat import as_stored
 
 HEAD, TOKENIZER = "head.weight", "tokenizer.json"
 
@@ -39,18 +43,20 @@ class Teacher:
 
 
 class Teachers:
-    """Teachers by domain. `cache` is a folder for the hidden states of the step in progress; it is emptied by each.
+    """Teachers by name: "domain.effort", of problems that are asked with that effort, "domain", or "default".
 
-    `device`: the student's, where they compute, and where what they say comes.
+    `cache` is a folder for the hidden states of the step in progress; it is emptied by each. `device`: the student's,
+    where they compute, and where what they say comes. `quantized`: they have stored values, as the student does.
     """
 
     def __init__(
         self, teachers: Mapping[str, Teacher], cache: Path, vocab_size: int, numerics: str = "float",
-        device: torch.device | str = "cpu",
+        device: torch.device | str = "cpu", quantized: bool = True,
     ) -> None:  # fmt: skip
         if not teachers:
             raise ValueError("no teachers; allowed: one or more, by domain")
         self.teachers, self.cache, self.numerics, self.device = dict(teachers), cache, numerics, device
+        self.quantized = quantized
         self._resident: tuple[str, Tensor] | None = None  # the one head in memory
         for domain, teacher in self.teachers.items():
             with Checkpoint(teacher.folder) as checkpoint:
@@ -60,14 +66,14 @@ class Teachers:
                         f"student of {vocab_size}; allowed: the same tokenizer"
                     )
 
-    def check(self, domains: Iterable[str], student: Path) -> None:
-        """ValueError, before a run, for a domain of problems without a teacher, or a teacher with another tokenizer.
+    def check(self, asked: Iterable[tuple[str, Mode | None]], student: Path) -> None:
+        """ValueError, before a run, for problems without a teacher, or a teacher with another tokenizer.
 
-        That is one whose token ids spell other texts than those in the folder `student`; a folder without a tokenizer
-        is not compared.
+        `asked`: domains and efforts of the problems. Another tokenizer is one whose token ids spell other texts than
+        those in the folder `student`; a folder without a tokenizer is not compared.
         """
-        for name in domains:
-            self.domain_of(name)
+        for domain, effort in asked:
+            self.named(domain, effort)
         if not (student / TOKENIZER).is_file():
             return
         tokenizer = Tokenizer.from_pretrained(student)
@@ -79,11 +85,19 @@ class Teachers:
                     "other texts; allowed: the same tokenizer"
                 )
 
-    def domain_of(self, name: str) -> str:
-        """Domain of the teacher for a problem of domain `name`: its own, else "default". ValueError without either."""
-        found = next((domain for domain in (name, "default") if domain in self.teachers), None)
+    def of(self, problem: Problem) -> str:
+        """Name of a problem's teacher. ValueError if there is none."""
+        return self.named(problem.domain, effort_of(problem))
+
+    def named(self, domain: str, effort: Mode | None = None) -> str:
+        """Name of the teacher of problems of a domain under an effort: theirs, else the domain's, else "default".
+
+        ValueError without any.
+        """
+        names = (domain, "default") if effort is None else (f"{domain}.{effort}", domain, "default")
+        found = next((name for name in names if name in self.teachers), None)
         if found is None:
-            raise ValueError(f"no teacher for problems of {name}; there are {', '.join(sorted(self.teachers))}")
+            raise ValueError(f"no teacher for problems of {names[0]}; there are {', '.join(sorted(self.teachers))}")
         return found
 
     @torch.no_grad()
@@ -93,7 +107,7 @@ class Teachers:
         self.cache.mkdir(parents=True)
         self._resident = None
         for domain, rollouts in by_domain.items():
-            model = load_model(self.teachers[domain].folder, device=self.device, numerics=self.numerics)
+            model = load_frozen(self.teachers[domain].folder, self.quantized, self.numerics, self.device)
             parts: list[Tensor] = []
             for micro in packed(rollouts, micro_tokens):
                 hidden, _ = answer_hidden(model, micro)
@@ -111,7 +125,8 @@ class Teachers:
         if self._resident is None or self._resident[0] != domain:
             self._resident = None
             with Checkpoint(self.teachers[domain].folder) as checkpoint:
-                self._resident = (domain, checkpoint.parameter(HEAD, self.device).float().clone())
+                head = checkpoint.parameter(HEAD, self.device).float()
+            self._resident = (domain, as_stored(HEAD, head) if self.quantized else head.clone())
         return self._resident[1]
 
     def _file(self, domain: str) -> Path:

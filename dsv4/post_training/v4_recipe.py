@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,7 +15,8 @@ from dsv4.data.tasks import TASKS
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.effort_keys import EffortsSection
 from dsv4.post_training.effort_names import EFFORTS, EffortName, has_budgets
-from dsv4.post_training.recipes import Count, DistillRecipe, GRPORecipe, PolicyRecipe, Positive, Share
+from dsv4.post_training.key_types import Count, Positive, Share
+from dsv4.post_training.recipes import DistillRecipe, GRPORecipe, PolicyRecipe
 from dsv4.tokenizer.prompts import Ladder
 from dsv4.training.nano_recipe import PARTS, NanoRecipe
 from dsv4.training.recipe import Section, read_recipe
@@ -119,20 +121,30 @@ class FineTuningSection(TuningSection):
 
 
 class StudentTuningSection(FineTuningSection):
-    """The student's fine-tuning: parts of the corpus beside the conversations keep what its base has read.
+    """The student's fine-tuning: what its base has learned is kept by parts of the corpus, and tasks, in the mixture.
 
     `texts`: PART=SHARE of the tokens, parts of nano's data (`data/nano/build.py:NanoData`), documents cut at
-    `row_tokens`; used if the run has a corpus.
+    `row_tokens`; used if the run has a corpus. `tasks`: share of conversations of the tasks (`data/tasks`).
     """
 
     texts: tuple[str, ...] = ()
+    tasks: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
     def shares(self) -> dict[str, float]:
         """Share of each part. ValueError for one that is no share, and where nothing is left for conversations."""
         found = dict(map(read_share, self.texts))
-        if sum(found.values()) >= 1.0:
-            raise ValueError(f"student_sft.texts add up to {sum(found.values()):g}; allowed: less than 1")
+        if (total := sum(found.values()) + self.tasks) >= 1.0:
+            raise ValueError(f"student_sft.texts and student_sft.tasks add up to {total:g}; allowed: less than 1")
         return found
+
+    def mixture_words(self, samples: Path, texts: Mapping[Path, float]) -> list[str]:
+        """Arguments of `dsv4 train sft` whose conversations go to the shards in `samples`, beside shares of others."""
+        if not (texts or self.tasks):
+            return []
+        folders = {samples: 1.0 - sum(texts.values()) - self.tasks} | dict(texts)
+        shards = [f"{folder.absolute()}={share:.6g}" for folder, share in folders.items()]
+        words = [f"data.shards={json.dumps(shards)}", f"data.tasks={self.tasks:.6g}"]
+        return [*words, f"stages.0.sequence={self.row_tokens}"] if texts else words
 
 
 class SpecialistSection(Section):

@@ -21,7 +21,7 @@ class StudentTexts:
         """ValueError for shares that are none."""
         self.shares = recipe.student_sft.shares()
         self.made = folder / MADE
-        self._folder, self._given, self._row_tokens = folder, recipe.nano.data, recipe.student_sft.row_tokens
+        self._folder, self._given = folder, recipe.nano.data
 
     @cached_property
     def data(self) -> NanoData:
@@ -38,12 +38,9 @@ class StudentTexts:
         with new_file(self.made) as temporary:
             temporary.write_text(json.dumps(sorted(self.shares)) + "\n", encoding="utf-8")
 
-    def words(self, samples: Path) -> list[str]:
-        """Arguments of `dsv4 train sft` whose conversations go to the shards in `samples`."""
-        left = 1.0 - sum(self.shares.values())
-        folders = {samples: left} | {self.data.shards(part): share for part, share in self.shares.items()}
-        shards = [f"{folder.absolute()}={share:.6g}" for folder, share in folders.items()]
-        return [f"data.shards={json.dumps(shards)}", f"stages.0.sequence={self._row_tokens}"]
+    def folders(self) -> dict[Path, float]:
+        """Shards of each part, and its share."""
+        return {self.data.shards(part): share for part, share in self.shares.items()}
 
 
 def texts_of(recipe: V4Recipe, folder: Path) -> StudentTexts | None:

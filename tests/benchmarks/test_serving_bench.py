@@ -83,7 +83,7 @@ def PROMPT(asked):
     return len(encoder.encode(conversation))
 
 from dsv4.server.model_names import conversion_options
-OPTIONS = conversion_options(["deepseek-v4-flash"], True)
+OPTIONS = conversion_options(["deepseek-v4-flash"])
 http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 

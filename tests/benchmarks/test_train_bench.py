@@ -69,12 +69,58 @@ def test_operations_of_the_parts_are_those_of_training(config: object) -> None:
     parts = operations(config, lengths)  # pyright: ignore
     assert sum(flops for flops, _ in parts.values()) == pytest.approx(training_flops(config, lengths, mtp=False))  # pyright: ignore
     ceilings = {"fp32_flop_per_s": 1e9, "bf16_flop_per_s": 2e9}
+    ceilings |= {"fp32_flop_per_processor_s": 4e8, "bf16_flop_per_processor_s": 5e8}
     plain, rounded = floors(parts, ceilings, False), floors(parts, ceilings, True)
     assert rounded["experts"] == plain["experts"] / 2 and rounded["attention"] == plain["attention"]
     muon = {"optimizer": (4e9, 1.0)}
     assert floors(muon, ceilings, False) == floors(muon, ceilings, True) == {"optimizer": 2.0}
     assert plain["projections"] / 2 < rounded["projections"] < plain["projections"]
+    alone = floors(parts, ceilings, True, "processor_")
+    assert alone["experts"] == pytest.approx(parts["experts"][0] / 5e8)
+    assert alone["attention"] == pytest.approx(parts["attention"][0] / 4e8)
+    forward = floors(operations(config, lengths, False), ceilings, True)  # pyright: ignore
+    assert forward["head"] == plain["head"] and rounded["experts"] < forward["experts"] < plain["experts"]
     assert muon_operations([(2, 3), (3, 2)]) == 2 * 10 * (2 * 2 * 3 + 2 * 2 * 2 + 2 * 2 * 2 * 3)
+
+
+def test_floors_are_of_the_best_rates_of_the_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine was busy as the run began, and is again as it ends; alone, a thread does more per second."""
+    rates = iter((1.0, 4.0, 2.0))
+
+    class Here:
+        def __init__(self, name: str, threads: int) -> None:
+            self.threads = threads
+
+        def __enter__(self) -> Here:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def call(self, function: object, *arguments: object) -> object:
+            if function is not train_rounds.measure_ceilings:
+                return {trainers.matrices: [(2, 3)], trainers.bf16_gradients: True}.get(function)  # pyright: ignore
+            if self.threads == 1:
+                return {"fp32_flop_per_s": 3e9, "bf16_flop_per_s": 5e9}
+            rate = next(rates)
+            return {"fp32_flop_per_s": rate * 1e9, "bf16_flop_per_s": (8 - rate) * 1e9}
+
+    def took(rounds: object, folder: Path, what: str, shape: tuple[int, int], micro_batches: int) -> object:
+        one = trainers.Took(1.0, 2.0, 0.0, 1, {"experts": 0.5})
+        return train_rounds._Measured(what, shape, micro_batches, {"dsv4": [10.0]}, {"dsv4": 1.0}, {"dsv4": one})
+
+    monkeypatch.setattr(train_rounds, "Process", Here)
+    monkeypatch.setattr(train_rounds.TrainRounds, "_shape", took)
+    rounds = train_rounds.TrainRounds(TINY, ("dsv4",), ((2, 16),), ((1, 24), 2), 1, 2, False, tmp_path)
+    run = rounds.measure(lambda text: None)
+    assert run.ceilings == {
+        "fp32_flop_per_s": 4e9, "bf16_flop_per_s": 7e9, "fp32_flop_per_processor_s": 3e9,
+        "bf16_flop_per_processor_s": 5e9,
+    }  # fmt: skip
+    work = operations(TINY, [16, 16])
+    (row,) = [row for row in run.rows if row.measure == f"{train_rounds.PART}, {train_rounds.GRADIENT}: experts"]
+    assert row.floor == pytest.approx(work["experts"][0] / 3e9)
+    whole = run.find("dsv4", train_rounds.GRADIENT, 32)
+    assert whole is not None and whole.floor == pytest.approx(32 * 4e9 / sum(flops for flops, _ in work.values()))
 
 
 def test_the_fp32_rate_is_that_of_the_faster_product(monkeypatch: pytest.MonkeyPatch) -> None:

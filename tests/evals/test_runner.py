@@ -9,7 +9,8 @@ import pytest
 
 from dsv4.data.tasks import TASKS
 from dsv4.evals.results import MODES, Score, pooled, to_json, to_markdown
-from dsv4.evals.runner import answer_all, answer_part, is_correct, questions, summarise
+from dsv4.evals.runner import answer_all, is_correct, questions, summarise
+from dsv4.post_training.problems import answer_of
 
 EOS = 1
 
@@ -89,7 +90,7 @@ def test_unknown_task_is_named() -> None:
     [("a</think>b", True, "b"), ("ab", True, None), ("ab", False, "ab"), ("</think>", True, "")],
 )
 def test_answer_follows_the_thinking(text: str, thinking: bool, answer: str | None) -> None:
-    assert answer_part(text, thinking) == answer
+    assert answer_of(text, thinking) == answer
 
 
 def test_tables_and_json_hold_the_sums() -> None:

@@ -92,9 +92,10 @@ def make_service(
     place = run_dir / "service"
     place.mkdir(parents=True, exist_ok=True)
     plan = WorkerPlan(
-        "", run_dir.name, url or f"sqlite:///{place / 'queue.db'}", str(place / "weights"), str(folder), "float", True,
-        "cpu", max_num_seqs=16, max_model_len=max_model_len, lease_seconds=lease_seconds, max_stalled=5,
-        workers=settings.setdefault("workers", 2),
+        run=run_dir.name, url=url or f"sqlite:///{place / 'queue.db'}", weights=str(place / "weights"),
+        model=str(folder), numerics="float", quantized=True, device="cpu", max_num_seqs=16,
+        max_model_len=max_model_len, lease_seconds=lease_seconds, max_stalled=5,
+        workers=settings.setdefault("workers", 2), silence_seconds=600.0,
     )  # fmt: skip
     return RolloutService(plan, ServiceSettings(**settings), launcher or ProcessLauncher(place, 1), Console())
 

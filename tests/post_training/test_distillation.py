@@ -20,10 +20,10 @@ from dsv4.post_training.distillation import DistillationRun, DistillationSetting
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.episodes.sampling import sample_episodes
 from dsv4.post_training.episodes.trajectory import Trajectory
-from dsv4.post_training.learner import UpdateError
 from dsv4.post_training.policy_run import LoopSettings
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.post_training.teachers import Teacher, Teachers
+from dsv4.post_training.updates import UpdateError
 from dsv4.post_training.v4_run import tokens_of
 from dsv4.training.export import export_model
 from dsv4.training.optim import MuonAdamW

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from dsv4.config import nano_path
-from dsv4.post_training.effort_names import EFFORTS, Asked, asked_efforts
+from dsv4.post_training.effort_names import EFFORTS, Asked, Mode, asked_efforts
 from dsv4.post_training.efforts import (
     EffortMode,
     EffortProblem,
     EffortProblems,
     check_ladder,
+    effort_of,
     penalty_of,
     window_of,
     with_effort,
@@ -26,10 +27,11 @@ from dsv4.post_training.grpo import GRPOSettings, advantages
 from dsv4.post_training.grpo_run import GRPORun, GRPORunSettings
 from dsv4.post_training.learner import LearnerSettings
 from dsv4.post_training.policy_run import LoopSettings
-from dsv4.post_training.problems import TaskProblems
+from dsv4.post_training.problems import TaskProblems, answer_of
 from dsv4.post_training.recipes import DistillRecipe, GRPORecipe
 from dsv4.post_training.rewards import RewardSettings, judge
 from dsv4.post_training.rollouts import Rollout
+from dsv4.post_training.v4_recipe import V4Recipe
 from dsv4.tokenizer.prompts import PromptEncoder, write_effort_ladder
 from dsv4.training.recipe import read_recipe
 from dsv4.training.schedule import Schedule
@@ -41,7 +43,7 @@ ALL = 'problems.efforts=["low", "high", "max"]'
 BUDGETS = ('problems.efforts=["1-100"]', "efforts.penalty=budget")
 
 
-def modes_of(*keys: str) -> dict[Asked, EffortMode]:
+def modes_of(*keys: str) -> dict[Mode, EffortMode]:
     return {mode.effort: mode for mode in read_recipe(GRPORecipe, None, [TASKS, ALL, *keys]).modes()}
 
 
@@ -54,7 +56,7 @@ def restated(tokens: int, window: float, free: float, most: float) -> float:
 
 def test_modes_have_windows_and_penalties_of_their_own() -> None:
     found = modes_of("sampling.max_tokens=200", "efforts.low.length=0.3")
-    wanted = {"low": (50, 0, 0.3), "high": (100, 25, 0.5), "max": (200, 100, 0.5)}
+    wanted: dict[Mode, tuple[int, int, float]] = {"low": (50, 0, 0.3), "high": (100, 25, 0.5), "max": (200, 100, 0.5)}
     assert {effort: mode.window for effort, mode in found.items()} == {e: one[0] for e, one in wanted.items()}
     for effort, mode in found.items():
         assert mode.penalty is not None
@@ -100,7 +102,7 @@ def test_budgets_are_drawn_evenly_and_each_prompt_has_its_number(tmp_path: Path)
 
 @pytest.mark.parametrize("effort", [0, 101, "0-5", "50-20", "1-101", "medium", -3])
 def test_other_efforts_are_refused_in_words(effort: str | int) -> None:
-    message = f"problems.efforts.0 is {effort!r}: effort is {effort!r}; allowed: low, high, max, a budget of 1 to 100"
+    message = f"problems.efforts.0 is {effort!r}: effort is {effort!r}; allowed: none, low, high, max, a budget"
     with pytest.raises(ValueError, match=message):
         read_recipe(GRPORecipe, None, [TASKS, f"problems.efforts=[{json.dumps(effort)}]"])
     with pytest.raises(ValueError, match="efforts.penalty is mode, and problems.efforts has budgets"):
@@ -148,6 +150,42 @@ def test_recipes_ask_with_efforts_and_refuse_what_contradicts_them() -> None:
         read_recipe(GRPORecipe, None, [TASKS, "efforts.low.window=0.1"]).source()
 
 
+def test_answers_without_thinking_have_a_window_and_a_penalty_of_their_own() -> None:
+    keys = (TASKS, 'problems.efforts=["none", "low"]', "sampling.max_tokens=200")
+    recipe = read_recipe(GRPORecipe, None, [*keys, "efforts.none.window=0.1", "efforts.none.length=0.2"])
+    without, low = recipe.modes()
+    assert (without.effort, without.window, low.effort, low.window) == ("none", 20, "low", 50)
+    assert without.penalty is not None and low.penalty is not None
+    assert [without.penalty(tokens) for tokens in (10, 15, 20)] == pytest.approx([0.0, -0.1, -0.2])
+    budgets = read_recipe(GRPORecipe, None, [*keys, "problems.efforts=['none', 7]", "efforts.penalty=budget"])
+    assert [mode.window for mode in budgets.modes()] == [50, None]
+    source, prompts = recipe.source(), PromptEncoder(PromptEncoder.from_pretrained(nano_path()).tokenizer, "0731")
+    plain = read_recipe(GRPORecipe, None, [TASKS, "problems.thinking=false"]).source()
+    asked = [(number, source.problem(number)) for number in range(40)]
+    assert {problem.thinking for _, problem in asked} == {True, False}
+    for number, problem in asked:
+        ends = prompts.render(problem.prompt()).prompt.endswith("</think>")
+        assert ends == (not problem.thinking) == (effort_of(problem) == "none")
+        if not problem.thinking:
+            assert prompts.encode(problem.prompt()) == prompts.encode(plain.problem(number).prompt())
+            assert answer_of("an answer", problem.thinking) == "an answer"
+    assert effort_of(plain.problem(1)) is None
+    check_ladder(nano_path(), ["none", "low"])
+    student = read_recipe(DistillRecipe, None, keys[:2]).source()
+    assert [student.problem(number).thinking for number, _ in asked] == [problem.thinking for _, problem in asked]
+
+
+def test_modes_that_contradict_thinking_are_refused() -> None:
+    for keys, message in (
+        (["problems.thinking=false", 'problems.efforts=["none", "low"]'], "efforts low without thinking"),
+        (["problems.thinking=true", 'problems.efforts=["none", "low"]'], "efforts none with thinking"),
+    ):
+        with pytest.raises(ValueError, match=f"{message}; allowed: thinking left out"):
+            read_recipe(GRPORecipe, None, [TASKS, *keys])
+    with pytest.raises(ValueError, match="specialists.code.efforts.0 is 'none': .*; allowed: low, high, max"):
+        read_recipe(V4Recipe, None, ['specialists.code.efforts=["none"]'])
+
+
 def test_rewards_have_the_penalty_of_the_problem_s_effort() -> None:
     mode = EffortMode("low", 10, lambda tokens: -0.1 * tokens)
     asked = [with_effort(TextProblem(1, has_f), mode), TextProblem(1, has_f)]
@@ -179,7 +217,7 @@ def test_low_prefers_the_shorter_of_two_right_answers_and_max_leaves_both_alone(
 
 def test_a_run_samples_within_each_window_and_says_what_each_effort_does(tmp_path: Path) -> None:
     policy, optimizer = small_policy()
-    modes = (EffortMode("low", 3, lambda tokens: -0.1 * tokens), EffortMode("max", 7))
+    modes = (EffortMode("none", 2), EffortMode("low", 3, lambda tokens: -0.1 * tokens), EffortMode("max", 7))
     run = GRPORun(
         policy, optimizer, EffortProblems(TextProblems(has_f), modes),
         LoopSettings(steps=1, schedule=Schedule(0.01, 0, 0.0), prompts=8, max_tokens=6),
@@ -190,7 +228,7 @@ def test_a_run_samples_within_each_window_and_says_what_each_effort_does(tmp_pat
     )  # fmt: skip
     run.run()
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
-    assert line["answer_tokens_low"] == 3.0 and line["answer_tokens_max"] == 6.0
+    assert [line[f"answer_tokens_{effort}"] for effort in ("none", "low", "max")] == [2.0, 3.0, 6.0]
     assert "accuracy_low" in line and "answer_tokens_high" not in line
 
 

@@ -168,8 +168,9 @@ def test_groups_of_episodes_train_and_leave_no_arrays(tmp_path: Path, monkeypatc
     limits = EpisodeLimits(turns=3)
     params = replace(stopping(policy.model.config.vocab_size), temperature=0.9, top_p=0.95)
     settings = GRPORunSettings(
-        LearnerSettings(GRPOSettings(kl=0.0)), RewardSettings(), 4, 2, 2, params, ReplaySettings(True, True), limits
-    )
+        LearnerSettings(GRPOSettings(kl=0.0)), RewardSettings(), group_size=4, mini_batches=2, resample=2,
+        sampling=params, replay=ReplaySettings(routing=True, indexer=True), episodes=limits,
+    )  # fmt: skip
     run = GRPORun(policy, optimizer, goals, loop, settings, tmp_path, quiet=True)
     run.run()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

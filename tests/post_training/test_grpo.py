@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4.post_training.grpo import GRPOSettings, advantages, grpo_loss
+from dsv4.post_training.groups import Group
+from dsv4.post_training.grpo import EQUAL, GRPOSettings, advantages, grpo_loss
+from dsv4.post_training.rewards import Reward
+from dsv4.post_training.rollouts import Rollout
+
+from .small_policy import TextProblem, has_f
 
 LENGTHS = (1, 4, 7, 3, 128)
 GAINS = (0.5, -1.0, 0.0, -0.25, 2.0)
@@ -59,7 +64,7 @@ def restated(new: list[float], old: list[float], ref: list[float], settings: GRP
 def test_loss_and_gradient_are_those_of_the_formula(
     low: float, high: float, kl: float, unbiased: bool, bound: float | None
 ) -> None:
-    settings = GRPOSettings(low, high, kl, unbiased, bound)
+    settings = GRPOSettings(clip_low=low, clip_high=high, kl=kl, unbiased_kl=unbiased, off_policy_bound=bound)
     new, old, ref = policies()
     new.requires_grad_()
     got = grpo_loss(new, old, LENGTHS, GAINS, settings, ref)
@@ -94,7 +99,24 @@ def test_advantages_are_within_the_group() -> None:
     rewards, groups = [1.0, 0.0, 5.0, 5.0, 2.0], ["a", "a", "b", "b", "c"]
     assert advantages(rewards, groups) == [0.5, -0.5, 0.0, 0.0, 0.0]
     assert advantages(rewards, groups, "std") == [1.0, -1.0, 0.0, 0.0, 0.0]
-    assert advantages([0.1] * 3, ["a"] * 3, "std") == [0.0] * 3  # whose rounded mean is another number
+
+
+def test_rewards_that_differ_by_their_rounding_are_equal() -> None:
+    """Over a standard deviation of rounding, such differences would be advantages of size 1."""
+    rounded = [0.7 - 0.1, 0.8 - 0.2, 0.8 - 0.2, 0.7 - 0.1]
+    assert len({*rounded}) > 1
+    for rewards in (rounded, [0.1] * 3, [0.5, 0.5 + EQUAL / 2], [2.0], []):
+        assert advantages(rewards, ["a"] * len(rewards), "std") == [0.0] * len(rewards)
+        problem, rollout = TextProblem(1, has_f), Rollout(0, (1,), (2,), (0.0,), "", True)
+        assert not Group(problem, [rollout] * len(rewards), [Reward(value, False) for value in rewards]).informative
+    assert advantages([0.5, 0.5 + 4 * EQUAL], ["a"] * 2, "std") == pytest.approx([-1.0, 1.0])
+
+
+def test_advantages_do_not_depend_on_the_order_of_the_answers() -> None:
+    rewards = [0.1, 0.2, 0.3]
+    assert sum(rewards) != sum(reversed(rewards))
+    for scale in ("none", "std"):
+        assert advantages(rewards, ["a"] * 3, scale) == advantages(rewards[::-1], ["a"] * 3, scale)[::-1]
 
 
 @pytest.mark.parametrize(

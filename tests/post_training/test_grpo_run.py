@@ -16,13 +16,14 @@ from dsv4.kernels import backends
 from dsv4.model.batch import RaggedBatch
 from dsv4.post_training import grpo_run
 from dsv4.post_training.grpo import GRPOSettings
-from dsv4.post_training.grpo_run import GRPORun, GRPORunSettings
-from dsv4.post_training.learner import LearnerSettings, Update, UpdateError, update
+from dsv4.post_training.grpo_run import GRPORun, GRPORunSettings, even_parts
+from dsv4.post_training.learner import LearnerSettings, Update, update
 from dsv4.post_training.policy_run import LoopSettings
 from dsv4.post_training.recipe_run import make_policy, tokenizer_files
 from dsv4.post_training.recipes import GRPORecipe
-from dsv4.post_training.rewards import RewardSettings
+from dsv4.post_training.rewards import Reward, RewardSettings
 from dsv4.post_training.served_policy import ServedPolicy
+from dsv4.post_training.updates import UpdateError
 from dsv4.post_training.v4_run import tokens_of
 from dsv4.training.export import TOKENIZER_FILES, export_model
 from dsv4.training.optim import MuonAdamW
@@ -71,7 +72,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
         run.run(stop)
     assert run.position == replace(whole.position, seconds=run.position.seconds)
     assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(run).items())
-    drop = {"seconds", "tokens_per_second", "sampling_seconds"}
+    drop = {"seconds", "tokens_per_second", "sampling_seconds", "peak_memory_bytes"}
     assert [{k: v for k, v in line.items() if k not in drop} for line in metrics(tmp_path / "parts")] == [
         {k: v for k, v in line.items() if k not in drop} for line in metrics(tmp_path / "whole")
     ]
@@ -91,6 +92,31 @@ def test_trained_tokens_are_those_that_the_updates_saw(tmp_path: Path, monkeypat
     run.run()
     assert sum(line["trained_tokens"] for line in metrics(tmp_path)) == sum(seen) == tokens_of(tmp_path) > 0
     assert all(line["trained_tokens"] == 0 for line in metrics(tmp_path) if not line["updates"])
+
+
+@pytest.mark.parametrize("number", range(1, 14))
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_mini_batches_are_as_many_as_asked_and_as_even_as_can_be(number: int, count: int) -> None:
+    """Or as many as there are rollouts, if these are fewer."""
+    parts = even_parts(range(number), count)
+    assert [item for part in parts for item in part] == [*range(number)]
+    sizes = [len(part) for part in parts]
+    assert len(sizes) == min(count, number) and max(sizes) - min(sizes) <= 1
+
+
+def test_a_step_has_as_many_updates_as_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten rollouts in four: no cut into equal parts but the last gives four."""
+    sizes: list[int] = []
+
+    def noted(model: Any, optimizer: Any, batch: Any, *given: Any) -> Update:
+        sizes.append(len(batch))
+        return update(model, optimizer, batch, *given)
+
+    monkeypatch.setattr(grpo_run, "update", noted)
+    rewards = (Reward(float(place % 2), False) for place in range(100))
+    monkeypatch.setattr(grpo_run, "judge", lambda rollouts, *_: [next(rewards) for _ in rollouts])
+    make_run(tmp_path, replace(LOOP, steps=1), settings=replace(SETTINGS, group_size=5, mini_batches=4)).run()
+    assert sorted(sizes) == [2, 2, 3, 3] and metrics(tmp_path)[0]["updates"] == 4
 
 
 def test_frozen_mtp_blocks_change_no_bit_of_the_others(tmp_path: Path) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
 
 from dsv4.post_training.efforts import EffortMode, with_effort
 from dsv4.post_training.problems import Explained
+from dsv4.post_training.recipes import GRPORecipe
 from dsv4.post_training.rewards import RewardSettings, judge
 from dsv4.post_training.rollouts import Rollout
+from dsv4.training.recipe import read_recipe
 
 from .small_policy import TextProblem
 
@@ -75,6 +78,45 @@ def test_a_failed_rollout_is_not_judged() -> None:
     assert reward.error == "a rollout failed: out of pages"
 
 
-def test_a_number_of_threads_below_0_is_named() -> None:
-    with pytest.raises(ValueError, match="threads is -1; allowed: 0"):
-        RewardSettings(threads=-1)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"threads": -1}, "threads is -1; allowed: 0"),
+        ({"unfinished": math.nan}, "unfinished is nan; allowed: a finite number"),
+        ({"unfinished": -math.inf}, "unfinished is -inf; allowed: a finite number"),
+    ],
+)
+def test_settings_that_are_not_allowed_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RewardSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    "key", ["reward.unfinished=nan", "reward.length=inf", "efforts.k0=inf", "efforts.none.length=inf"]
+)
+def test_keys_of_rewards_are_finite(key: str) -> None:
+    with pytest.raises(ValueError, match=key.partition("=")[0]):
+        read_recipe(GRPORecipe, None, [key])
+
+
+def penalty(tokens: int) -> float:
+    """Of the user: it knows no answer of 3 tokens, none has 4, and 5 are too many to add up."""
+    return {1: 0.0, 2: -0.25, 4: math.nan, 5: -1e308}[tokens]
+
+
+@pytest.mark.parametrize("by_effort", [False, True])
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_penalty_that_raises_or_is_no_number_costs_its_rollout_alone(by_effort: bool, finished: bool) -> None:
+    given = [replace(one, token_ids=(2,) * n, finished=finished) for n, one in enumerate(rollouts(*"fffff"), 1)]
+    problem = TextProblem(0, lambda _: 1.0 if by_effort else -1e308)
+    asked = with_effort(problem, EffortMode("low", penalty=penalty)) if by_effort else problem
+    settings = RewardSettings(unfinished=0.5) if by_effort else RewardSettings(unfinished=-1e308, length=penalty)
+    none, some, raises, nan, most = judge(given, [asked], settings)
+    base = problem.reward("f") if finished else settings.unfinished
+    assert [one.value for one in (none, some)] == [base, base - 0.25] and none.error is some.error is None
+    assert raises.error == "the length penalty of letters raised KeyError: 3"
+    assert nan.error == "the reward of letters with its length penalty is nan; allowed: a finite number"
+    if by_effort:
+        assert most.error is None
+    else:
+        assert most.error == "the reward of letters with its length penalty is -inf; allowed: a finite number"

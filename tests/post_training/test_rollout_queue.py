@@ -18,7 +18,7 @@ REQUESTED = [NewRequest(number, (3, 4), {"seed": number}) for number in range(2)
 
 def test_a_request_that_has_ended_takes_no_more(tmp_path: Path) -> None:
     now, token = [0.0], LoggedToken(5, -1.0, 0)
-    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", max_stalled=1, clock=lambda: now[0])
+    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", max_stalled=1, lease_seconds=30.0, clock=lambda: now[0])
     queue.add(1, REQUESTED)
     stalled, done = queue.lease("old", 4)
     assert queue.write([Step(done, 0, [token], "stop")]) == set()

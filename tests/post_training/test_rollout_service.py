@@ -78,7 +78,7 @@ def test_requests_killed_200_times_have_the_tokens_of_whole_ones(tmp_path: Path)
     asked, clock = requests(2, tokens=230), Clock()
     llm = small_llm()
     want = whole(llm, asked)
-    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", max_stalled=1000, clock=clock)
+    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", max_stalled=1000, lease_seconds=30.0, clock=clock)
     queue.add(1, asked)
     kills = 0
     while queue.unfinished(1):
@@ -109,7 +109,9 @@ def test_starting_again_from_scratch_favors_short_answers(tmp_path: Path) -> Non
 
     def lengths(keeps_log: bool, hazard: float) -> list[int]:
         clock, count, restarts = Clock(), 96, 0
-        queue = RolloutQueue(f"sqlite:///{tmp_path / f'{keeps_log}-{hazard}.db'}", max_stalled=1000, clock=clock)
+        queue = RolloutQueue(
+            f"sqlite:///{tmp_path / f'{keeps_log}-{hazard}.db'}", max_stalled=1000, lease_seconds=30.0, clock=clock
+        )
         for number in range(count):
             queue.add(number, [asked(number, number)])
         worker = RolloutWorker("w0", queue, llm)
@@ -135,7 +137,7 @@ def test_starting_again_from_scratch_favors_short_answers(tmp_path: Path) -> Non
 
 def test_a_worker_that_lost_its_lease_writes_nothing(tmp_path: Path) -> None:
     clock = Clock()
-    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", clock=clock)
+    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", lease_seconds=30.0, clock=clock)
     queue.add(1, requests(1))
     (old,) = queue.lease("old", 4)
     assert queue.write([Step(old, 0, [LoggedToken(5, -1.0, 0)])]) == set()
@@ -165,7 +167,7 @@ def test_a_lease_of_a_request_that_is_gone_is_none_of_a_later_request(tmp_path: 
 def test_a_worker_takes_its_own_requests_back_after_a_silence(tmp_path: Path) -> None:
     clock, asked, llm = Clock(), requests(2), small_llm()
     want = whole(llm, asked)
-    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", clock=clock)
+    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", lease_seconds=30.0, clock=clock)
     queue.add(1, asked)
     worker = RolloutWorker("w", queue, llm)
     for _ in range(5):
@@ -180,7 +182,7 @@ def test_a_worker_takes_its_own_requests_back_after_a_silence(tmp_path: Path) ->
 
 def test_a_request_that_ends_its_workers_fails_in_words(tmp_path: Path) -> None:
     clock = Clock()
-    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", max_stalled=3, clock=clock)
+    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", max_stalled=3, lease_seconds=30.0, clock=clock)
     queue.add(1, requests(1))
     for n in range(4):
         queue.lease(f"w{n}", 4)
@@ -251,7 +253,8 @@ def test_a_worker_that_takes_long_over_new_weights_is_not_silent(
     weights, queue = PublishedWeights(tmp_path / "weights"), RolloutQueue(url, LEASE, run="r")
     queue.add(1, requests(2))
     plan = WorkerPlan(
-        "w", "r", url, str(weights.folder), str(tmp_path / "model"), "float", True, "cpu", 4, 512, LEASE, 5, 1,
+        name="w", run="r", url=url, weights=str(weights.folder), model=str(tmp_path / "model"), numerics="float",
+        quantized=True, device="cpu", max_num_seqs=4, max_model_len=512, lease_seconds=LEASE, max_stalled=5, workers=1,
         silence_seconds=3 * LEASE,
     )  # fmt: skip
     plain, silent = PublishedWeights.load, list[set[str]]()

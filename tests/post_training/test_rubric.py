@@ -98,9 +98,9 @@ def test_the_judge_lags_a_step_and_a_resumed_run_has_it(tmp_path: Path, capsys: 
     """A random model's judgements are nonsense, which costs its rollouts alone."""
     whole = make_run(tmp_path / "whole")
     assert whole.rubric_judge is not None
-    first = whole.rubric_judge._model.head.weight.clone()
+    first = whole.rubric_judge.weights.model.head.weight.clone()
     whole.run(1)
-    assert torch.equal(first, whole.rubric_judge._model.head.weight)  # the policy's before the first update
+    assert torch.equal(first, whole.rubric_judge.weights.model.head.weight)  # the policy's before the first update
     whole.run()
     assert "the judge of r1 gave no score" in capsys.readouterr().out.replace("\n", " ")
     for stop in (1, None):
@@ -109,7 +109,7 @@ def test_the_judge_lags_a_step_and_a_resumed_run_has_it(tmp_path: Path, capsys: 
     want = dict(whole.policy.model.named_parameters())
     assert all(torch.equal(p, want[name]) for name, p in run.policy.model.named_parameters())
     assert run.rubric_judge is not None
-    assert torch.equal(run.rubric_judge._model.head.weight, whole.rubric_judge._model.head.weight)
+    assert torch.equal(run.rubric_judge.weights.model.head.weight, whole.rubric_judge.weights.model.head.weight)
     assert [path.name for path in (tmp_path / "parts").glob("judge-*")] == ["judge-2.safetensors"]
     (tmp_path / "parts" / "judge-2.safetensors").unlink()
     with pytest.raises(StateError, match="judge-2.safetensors is missing"):

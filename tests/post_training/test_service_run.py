@@ -40,7 +40,15 @@ from .goals import Counted
 from .service_run import SETTINGS, make_run, make_service, metrics, same, small_folder
 from .small_policy import TextProblem, TextProblems, has_f, small_policy
 
-TIMES = {"seconds", "tokens_per_second", "sampling_seconds", "staleness", "staleness_max", "stale_share"}
+TIMES = {
+    "seconds",
+    "tokens_per_second",
+    "sampling_seconds",
+    "staleness",
+    "staleness_max",
+    "stale_share",
+    "peak_memory_bytes",
+}
 TIMES.add("worker_deaths")
 
 
@@ -52,7 +60,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def filtered(tmp_path_factory: pytest.TempPathFactory, folder: Path):
     """A run without the service, that draws from the likeliest tokens only."""
-    settings = replace(SETTINGS, sampling=SamplingParams(temperature=0.9, top_p=0.8), replay=ReplaySettings(True, True))
+    settings = replace(
+        SETTINGS, sampling=SamplingParams(temperature=0.9, top_p=0.8), replay=ReplaySettings(routing=True, indexer=True)
+    )
     run = make_run(tmp_path_factory.mktemp("local") / "run", folder, settings=settings)
     run.run()
     return run

@@ -33,7 +33,7 @@ from .small_policy import has_f
 
 pytestmark = pytest.mark.skipif(missing("namespaces") is not None, reason=str(missing("namespaces")))
 COMMAND = "date +%N >>log; wc -l <log"
-TIMES = {"seconds", "tokens_per_second", "sampling_seconds"}
+TIMES = {"seconds", "tokens_per_second", "sampling_seconds", "peak_memory_bytes"}
 
 
 class Shelled(Counted):

@@ -38,6 +38,7 @@ def test_two_steps(demo: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     assert "2/2  loss" in printed and "\n\nSome" in printed
     assert f"dsv4 serve {run / 'model'}" in printed
+    assert "quantized_share = 0.15\n" in (run / "recipe.toml").read_text()  # it is served in FP4
     assert dsv4.load(run / "model").config.hidden_size == demo["SIZES"]["hidden_size"]
 
 

@@ -40,7 +40,7 @@ SHORT = (
 BY_LENGTH = ("objective.group_size=4", "reward.length=1.0", "reward.free=0")  # rewards that differ for random answers
 TIMES = {
     *("seconds", "tokens_per_second", "sampling_seconds", "teaching_seconds", "staleness", "staleness_max"),
-    *("stale_share", "worker_deaths"),
+    *("stale_share", "worker_deaths", "peak_memory_bytes"),
 }
 
 

@@ -52,7 +52,8 @@ def serves(folder: Path) -> bool:
 def test_grpo_runs_and_its_model_is_served(folder: Path, tmp_path: Path) -> None:
     words = [str(folder), TASKS, *SHORT, "objective.group_size=2", "objective.kl=0.01"]
     assert grpo.main([*words, "--run-dir", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
-    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1]
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [0, 1] and all(line["peak_memory_bytes"] > 50e6 for line in lines)
     assert serves(tmp_path / "out")
     with pytest.raises(SystemExit, match="already holds a run; pass --resume"):
         grpo.main([*words, "--run-dir", str(tmp_path / "run")])
@@ -269,7 +270,7 @@ def test_the_recipe_judges_by_the_policy_of_a_step_ago_and_trains_it_to_judge(
 
     def noted(self: RubricJudge, problems: list, answers: list) -> list[Verdict]:
         judges.append(self)
-        heads.append((self._model.head.weight.clone(), policies[0].model.head.weight.detach().clone()))
+        heads.append((self.weights.model.head.weight.clone(), policies[0].model.head.weight.detach().clone()))
         return scores(self, problems, answers)
 
     policies: list[ServedPolicy] = []

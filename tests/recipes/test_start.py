@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import dsv4
+from dsv4.analysis.training_flops import training_flops
 from dsv4.checkpoint import convert, load_model, save_model
 from dsv4.checkpoint.adapter_files import Adapter
 from dsv4.cli import main as cli
@@ -20,6 +22,9 @@ from dsv4.model.batch import RaggedBatch
 from dsv4.model.stacks import native_tensors
 from dsv4.model.transformer import Transformer
 from dsv4.training.handover import take_state
+from dsv4.training.lora import planned
+from dsv4.training.lora_settings import LoraSettings
+from dsv4.training.prediction import check_run
 from dsv4.training.pretrain_recipe import PretrainRecipe
 from dsv4.training.recipe import read_recipe
 from dsv4.training.start import folder_values, load_start
@@ -127,10 +132,21 @@ def test_a_run_that_started_from_a_model_goes_on_without_it(
     assert dsv4.load(tmp_path / "cut" / "model").config.index_topk == 4
 
 
-def test_adapters_resume_to_the_same_bits(main: Any, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_adapters_resume_to_the_same_bits(
+    main: Any, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And their line has MFU and memory, of the operations that adapters need; their plan is compared with the run."""
     start = folders["official"]
     words = [f"model.start={start}", f"data.text={folders['texts']}", "lora.rank=2", "stages.0.steps=3", *SIZE]
     assert main([*words, "--run-dir", str(tmp_path / "straight")]) == 0
+    assert re.search(r" tok/s  MFU \d+\.\d%  \d\.\d GB  left 0:00", capsys.readouterr().out)
+    (compared,) = check_run(tmp_path / "straight", 8e9)
+    adapters = planned(LoraSettings(2), "adamw", CONFIG)
+    flops, every = (training_flops(CONFIG, (64,), adapters=one) / 64 for one in (adapters, None))
+    assert flops < 0.8 * every
+    for row in rows(tmp_path / "straight"):
+        assert row["flops_per_second"] / row["tokens_per_second"] == pytest.approx(flops, rel=0.05)
+    assert compared.steps == 3 and compared.predicted_seconds > 0 and compared.predicted_bytes > 350e6
     kept = sorted(path.name for path in (tmp_path / "straight" / "adapter").iterdir())
     assert kept == ["adapter_config.json", "adapter_model.safetensors"]
     again = tmp_path / "again"

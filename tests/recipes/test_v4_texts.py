@@ -23,6 +23,7 @@ from .small_v4 import small_base
 
 def recipe(corpus: Path | str, *texts: str) -> V4Recipe:
     keys = [f"nano.data.corpus={corpus}", f"student_sft.texts={json.dumps(texts)}", "nano.data.scale=0.001"]
+    keys += ["student_sft.tasks=0.1"]
     return v4.read_v4_recipe(v4.RECIPE, nano.RECIPE, ["base_model=b", "sft_model=s", *keys])
 
 
@@ -46,12 +47,15 @@ def test_the_student_reads_the_corpus_beside_the_conversations(tmp_path: Path, m
     talk = {"messages": [{"role": "user", "content": "Say 1"}, {"role": "assistant", "content": "1"}]}
     (tmp_path / "talks.jsonl").write_text(json.dumps(talk) + "\n")
     run = tmp_path / "run"
-    words = [*texts.words(run / sft.SAMPLES), "stages.0.tokens=8192", "run.precision=fp32"]
+    section = recipe(corpus, "prose=0.3", "needles-512=0.2").student_sft
+    words = section.mixture_words(run / sft.SAMPLES, texts.folders())
+    words += ["stages.0.tokens=8192", "run.precision=fp32"]
     assert sft.main([str(base), str(tmp_path / "talks.jsonl"), *words, "--run-dir", str(run)]) == 0
     trained = read_recipe(PretrainRecipe, run / "recipe.toml")
     shares = dict(one.rsplit("=", 1) for one in trained.data.shards)
     assert [Path(folder).name for folder in shares] == ["samples", "prose", "needles-512"]
-    assert list(shares.values()) == ["0.5", "0.3", "0.2"] and trained.stages[0].sequence == 4096
+    assert list(shares.values()) == ["0.4", "0.3", "0.2"] and trained.stages[0].sequence == 4096
+    assert trained.data.tasks == 0.1
 
 
 def test_texts_need_a_corpus_and_parts_that_it_has(tmp_path: Path) -> None:
@@ -60,7 +64,14 @@ def test_texts_need_a_corpus_and_parts_that_it_has(tmp_path: Path) -> None:
     assert texts_of(recipe(corpus), tmp_path) is None
     with pytest.raises(ValueError, match=r"student_sft.texts has poems; allowed: .*needles-512"):
         open_texts(corpus, "poems=0.3")
-    with pytest.raises(ValueError, match=r"student_sft.texts add up to 1; allowed: less than 1"):
-        open_texts(corpus, "prose=0.6", "manuals=0.4")
+    with pytest.raises(ValueError, match=r"texts and student_sft.tasks add up to 1.25; allowed: less than 1"):
+        open_texts(corpus, "prose=0.65", "manuals=0.5")
     with pytest.raises(ValueError, match="is no corpus"):
         open_texts(tmp_path / "none", "prose=0.3")
+
+
+def test_tasks_need_no_corpus(tmp_path: Path) -> None:
+    words = recipe("").student_sft.mixture_words(tmp_path / "samples", {})
+    assert words == [f'data.shards=["{tmp_path}/samples=0.9"]', "data.tasks=0.1"]
+    without = recipe("").student_sft.model_copy(update={"tasks": 0.0})
+    assert without.mixture_words(tmp_path / "samples", {}) == []

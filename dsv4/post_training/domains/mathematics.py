@@ -27,11 +27,11 @@ from dsv4.post_training.problems import Explained
 
 WIDER: dict[Level, dict[type[GymTask], dict[str, int]]] = {  # settings by level, where they are not the task's own
     "easy": {
-        ChainSum: {"min_terms": 3, "max_terms": 4, "max_digits": 3},
-        BasicArithmetic: {"min_terms": 3, "max_terms": 5, "max_digits": 2},
-        SimpleEquations: {"max_value": 40},
-        Gcd: {"max_value": 120},
-        CountBits: {"min_n": 64, "max_n": 8191},
+        ChainSum: {"min_terms": 2, "max_terms": 4, "max_digits": 2},
+        BasicArithmetic: {"min_terms": 3, "max_terms": 4, "max_digits": 2},
+        SimpleEquations: {"max_value": 12},
+        Gcd: {"max_value": 60},
+        CountBits: {"min_n": 64, "max_n": 2047},
     },
     "standard": {
         ChainSum: {"min_terms": 3, "max_terms": 8, "max_digits": 5},

@@ -45,7 +45,7 @@ class EpisodeProblem(Problem, Protocol):
     def environment(self) -> Environment: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpisodeLimits:
     """Ends of an episode besides the model's context."""
 

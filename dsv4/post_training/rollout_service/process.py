@@ -26,11 +26,11 @@ from dsv4.post_training.rollout_service.worker import IDLE_SECONDS, RolloutWorke
 from dsv4.post_training.served_policy import ServedPolicy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorkerPlan:
     """Settings of a worker; JSON on the way to it."""
 
-    name: str
+    name: str = ""  # each worker's own
     run: str  # whose requests it works on
     url: str
     weights: str  # folder of the published weights
@@ -43,8 +43,8 @@ class WorkerPlan:
     lease_seconds: float
     max_stalled: int
     workers: int  # that share the queue
+    silence_seconds: float  # that it may take to go over to new weights
     learner: int | None = None  # whose worker it is, of RolloutQueue.new_learner
-    silence_seconds: float = 600.0  # that it may take to go over to new weights
     enable_return_routed_experts: bool = False  # options of its engine, for the log
     enable_return_indexer_topk: bool = False
 

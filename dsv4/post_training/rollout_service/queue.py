@@ -37,6 +37,8 @@ from dsv4.post_training.rollout_service.tables import (
     unpack_mask,
 )
 
+LEASE_SECONDS = 60.0  # that a worker may be silent
+MAX_STALLED = 5  # workers that may end on a request without a further token of it
 _ENDED = REQUESTS.c.status.in_((DONE, FAILED))
 _TABLES_LOCK = 4_053_001  # of PostgreSQL's advisory locks
 
@@ -53,8 +55,8 @@ class RolloutQueue:
     def __init__(
         self,
         url: str,
-        lease_seconds: float = 30.0,
-        max_stalled: int = 5,
+        lease_seconds: float = LEASE_SECONDS,
+        max_stalled: int = MAX_STALLED,
         clock: Callable[[], float] = time.time,
         run: str = "",
         learner: int | None = None,

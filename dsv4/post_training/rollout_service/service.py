@@ -28,7 +28,7 @@ TICK_SECONDS = 0.05  # between two looks at the workers, and at the queue while 
 LOOK_SECONDS = 5.0  # between two looks for silent workers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
     """Workers of a run, and its patience with them."""
 

@@ -29,14 +29,21 @@ def test_problems_are_pure_split_and_right_by_their_own_answers() -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_numbers_are_longer_than_those_of_the_tasks(level: Level) -> None:
-    largest = {"easy": (120, 999), "standard": (1000, 99_999)}[level]
-    for task, bound, own in zip(("gcd", "chain_sum"), largest, (40, 99), strict=True):
+def test_problems_are_wider_than_the_tasks(level: Level) -> None:
+    for task, of, bound, own in (("gcd", _largest, {"easy": 60}, 40), ("chain_sum", _terms, {"easy": 4}, 3)):
         domain = Mathematics(tasks=(task,), level=level)
-        problems = [domain.problem(2, number, "eval") for number in range(30)]
-        assert own < max(int(number) for problem in problems for number in re.findall(r"\d+", problem.key)) <= bound
+        problems = [domain.problem(2, number, "eval") for number in range(40)]
+        assert own < max(of(problem.key) for problem in problems) <= bound.get(level, 1000)
         for problem in problems:
             assert isinstance(problem, MathProblem) and problem.reward(problem.example.answer) == 1.0
+
+
+def _largest(key: str) -> int:
+    return max(map(int, re.findall(r"\d+", key)))
+
+
+def _terms(key: str) -> int:
+    return len(re.findall(r"\d+", key))
 
 
 @pytest.mark.parametrize(
