@@ -140,6 +140,13 @@ def test_errors_are_one_line(
         (["inspect", str(tmp_path)], f"{tmp_path}/config.json: unknown key 'hidden_sizes'"),
         (["train"], "give the name of one of recipes/: corpus, demo, distill, grpo, nano, plot, pretrain"),
         (["train", "nanno"], "'nanno' is not in recipes/; allowed: "),
+        (["train", "pretran"], "spike_drill, v4; did you mean pretrain?"),
+        (
+            ["train", "recipes/stages.toml", "data.text=docs"],
+            "recipes/stages.toml is a file of keys; to train by it: dsv4 train pretrain recipes/stages.toml data.text=",
+        ),
+        (["train", "recipes/nano.toml"], "to train by it: dsv4 train nano recipes/nano.toml"),
+        (["bench", "engin"], "; did you mean engine?"),
     ):
         assert main(arguments) == 2
         error = capsys.readouterr().err
@@ -165,6 +172,8 @@ def test_errors_are_one_line(
         ("train nano --seconds 0", "train nano: error: argument --seconds: '0'; allowed: seconds, above 0. See "),
         ("train demo --steps 0", "train demo: error: argument --steps: '0'; allowed: a whole number, 1 or more. See "),
         ("data solutions code --out x --count many", "data solutions: error: argument --count: 'many'; allowed: a "),
+        ("train sft --dry-run nano talks.jsonl", "train sft: error: argument --dry-run: 'nano'; allowed: how many "
+         "samples to show, as in --dry-run 3. See "),
         ("usage --by", "usage: error: argument --by: expected one argument. See dsv4 usage --help"),
     ],
 )  # fmt: skip
@@ -174,6 +183,12 @@ def test_an_error_of_the_arguments_is_one_line(given: str, error: str, capsys: p
     assert ended.value.code == 2
     told = capsys.readouterr().err
     assert told.startswith(f"dsv4 {error}") and told.count("\n") == 1
+
+
+def test_a_dry_run_without_a_number_shows_some_samples() -> None:
+    for words, shown in ((["--dry-run"], 3), (["--dry-run", "1"], 1), (["--dry-run", "--ids"], 3), ([], None)):
+        options = parse("sft", ["nano", "talks.jsonl", *words])
+        assert (options.dry_run, options.model, options.words) == (shown, "nano", ["talks.jsonl"])
 
 
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from dsv4.analysis.activations import POLICIES
 from dsv4.analysis.hardware import MACHINES
 from dsv4.analysis.precision import PRECISIONS
 from dsv4.commands.options import add_command, count
+from dsv4.commands.recipe_flags import PARSERS, ROOT
 from dsv4.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from dsv4.training.pretrain_recipe import PretrainRecipe
 
 CPU = "cpu"
+NANO = "nano"
+NANO_FILE = ROOT / "recipes" / "nano.toml"
 
 
 def add(commands: Any) -> None:
@@ -34,7 +38,10 @@ def add(commands: Any) -> None:
         "dsv4 plan recipes/nano.toml --device cpu\n"
         "dsv4 plan --check runs/text",
     )
-    recipe = f"a recipe in TOML, or a preset ({', '.join(PRESETS)}) with the published run's stages"
+    recipe = (
+        f"a file of keys for dsv4 train pretrain or nano, or a preset ({', '.join(PRESETS)}) with the published run's "
+        "stages; nano: recipes/nano.toml"
+    )
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=recipe)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the recipe to change")
     parser.add_argument("--gpus", type=count, default=None, metavar="N", help="default: the recipe's ranks, or 1")
@@ -80,18 +87,41 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.recipe is None:
         raise ValueError(f"give a recipe, or one of {', '.join(PRESETS)}; or --check RUN_DIR")
-    if parts_plan.has_parts(options.recipe):
-        parts = parts_plan.plan_parts(options.recipe, options.overrides, partial(_plan, options=options))
+    recipe = _recipe(options.recipe, options.overrides)
+    if parts_plan.has_parts(recipe):
+        parts = parts_plan.plan_parts(recipe, options.overrides, partial(_plan, options=options))
         if options.json:
-            print(json.dumps({"recipe": options.recipe, **parts.to_dict()}, indent=2))
+            print(json.dumps({"recipe": recipe, **parts.to_dict()}, indent=2))
         else:
-            plan_tables.print_parts(options.recipe, parts)
+            plan_tables.print_parts(recipe, parts)
         return
-    plan = _plan(prediction.recipe_to_plan(options.recipe, options.overrides), options)
+    plan = _plan(prediction.recipe_to_plan(recipe, options.overrides), options)
     if options.json:
-        print(json.dumps({"recipe": options.recipe, **plan.to_dict()}, indent=2))
-    else:
-        plan_tables.print_plan(options.recipe, plan)
+        print(json.dumps({"recipe": recipe, **plan.to_dict()}, indent=2))
+        return
+    plan_tables.print_plan(recipe, plan)
+    if recipe == NANO and NANO_FILE.is_file():
+        print("This is one pre-training run of nano's shape; all of `dsv4 train nano` is planned by: dsv4 plan nano")
+
+
+def _recipe(name: str, overrides: Sequence[str]) -> str:
+    """File or preset to plan: nano is the recipe that `dsv4 train nano` runs, or its shape where keys are of one run.
+
+    ValueError for the name of a recipe that is none of pre-training.
+    """
+    if Path(name).is_file() or (name in PRESETS and name != NANO):
+        return name
+    if name == NANO:
+        from dsv4.training.nano_recipe import NanoRecipe
+
+        whole = all(word.partition("=")[0].partition(".")[0] in NanoRecipe.model_fields for word in overrides)
+        return os.path.relpath(NANO_FILE) if whole and NANO_FILE.is_file() else name
+    if name in PARSERS:
+        raise ValueError(
+            f"{name} is a recipe of dsv4 train, which is not planned by its name; allowed: a file of keys for pretrain "
+            f"or nano, such as recipes/stages.toml, or one of {', '.join(PRESETS)}"
+        )
+    return name
 
 
 def _plan(recipe: PretrainRecipe, options: argparse.Namespace) -> RunPlan:

@@ -31,7 +31,7 @@ Fine-tune a model on conversations in OpenAI's message format: JSONL or Parquet,
 
 The run is that of `dsv4 train pretrain` with other defaults, so its keys work here too, `lora.rank` among them."""
 SFT_EXAMPLES = """\
-dsv4 train sft models/nano talks.jsonl --dry-run 3
+dsv4 train sft models/nano talks.jsonl --dry-run
 dsv4 train sft models/nano talks.jsonl --dry-run 1 --ids
 dsv4 train sft models/nano talks.jsonl --epochs 2 --run-dir runs/sft --out runs/sft/model
 dsv4 train sft models/nano data/ lora.rank=16 optimizer.rate=1e-3 --run-dir runs/lora
@@ -139,8 +139,8 @@ def sft_parser() -> CommandParser:
     parser.add_argument("--epochs", type=count, default=1, metavar="N", help="passes over the data (default: 1)")
     longest = "longer samples are refused (default: 4096)"
     parser.add_argument("--max-tokens", type=count, default=4096, metavar="N", help=longest)
-    dry = "show N samples and 20 refusals, or with 0 all refusals; train nothing"
-    parser.add_argument("--dry-run", type=number, metavar="N", help=dry)
+    dry = "show N samples and 20 refusals, or with 0 all refusals; train nothing (default of N at the line's end: 3)"
+    parser.add_argument("--dry-run", nargs="?", type=_samples, const=3, metavar="N", help=dry)
     parser.add_argument("--ids", action="store_true", help="dry run with a line for each token, and its id")
     _add_run(parser, Path("runs/sft"))
     return parser
@@ -244,6 +244,13 @@ PARSERS: dict[str, Callable[[], CommandParser]] = {
     "demo": demo_parser,
     "spike_drill": spike_drill_parser,
 }
+
+
+def _samples(text: str) -> int:
+    """Number of samples; a word behind a bare --dry-run, which takes it for one, is told where the number goes."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: how many samples to show, as in --dry-run 3")
+    return int(text)
 
 
 def _new_parser(name: str, text: str, examples: str) -> CommandParser:

@@ -6,6 +6,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from dsv4.commands.options import nearest
+
 
 def script_names(folder: str) -> list[str]:
     """Names of a checkout's scripts in folder/; none outside of a checkout."""
@@ -22,7 +24,7 @@ def run_script(folder: str, name: str | None, arguments: list[str]) -> None:
     if name is None:
         raise ValueError(f"give the name of one of {folder}/: {', '.join(scripts)}")
     if name not in scripts:
-        raise ValueError(f"{name!r} is not in {folder}/; allowed: {', '.join(scripts)}")
+        raise ValueError(f"{name!r} is not in {folder}/; allowed: {', '.join(scripts)}{nearest(name, scripts)}")
     sys.argv = [f"dsv4 {name}", *arguments]
     sys.path.insert(0, str(root.parent))
     runpy.run_path(str(root / f"{name}.py"), run_name="__main__")

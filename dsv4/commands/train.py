@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from dsv4.commands.options import add_command
 from dsv4.commands.recipe_flags import PARSERS, parse
 from dsv4.commands.scripts import run_script
 
+READ_FILES = ("nano", "v4")  # recipes whose TOML file has their name; other files are for pretrain
 EXAMPLES = """\
 dsv4 train demo
 dsv4 train pretrain model.start=nano data.text=docs stages.0.steps=20 --run-dir runs/more
@@ -27,10 +29,15 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    if options.recipe in PARSERS:
-        parse(options.recipe, options.arguments)  # help and refusals before the recipe imports torch
+    recipe = options.recipe
+    if recipe is not None and recipe.endswith(".toml"):
+        reads = Path(recipe).stem if Path(recipe).stem in READ_FILES else "pretrain"
+        words = " ".join([recipe, *options.arguments])
+        raise ValueError(f"{recipe} is a file of keys; to train by it: dsv4 train {reads} {words}")
+    if recipe in PARSERS:
+        parse(recipe, options.arguments)  # help and refusals before the recipe imports torch
     if sys.argv[1:2] == ["train"]:  # a process of its own, and not a caller of `main`
         from dsv4.training.memory import restart_merging_blocks
 
         restart_merging_blocks()
-    run_script("recipes", options.recipe, options.arguments)
+    run_script("recipes", recipe, options.arguments)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dsv4.migration.syntax import Group, Item, Syntax
+from dsv4.server.hosted_limits import MAX_TOKENS
 
 TARGETS = ("deepseek-flash", "deepseek-v4-flash", "deepseek-v4-pro")
-MAX_TOKENS = 393_216
 _RETIRED = re.compile(r"(?<![\w./])(?<!\w-)(deepseek/)?(deepseek-(?:chat|reasoner|coder))(?![\w/-]|\.\w)")
 _EXPIRED_BASE = re.compile(r"(https://api\.deepseek\.com)/v3\.\d_\w+_expires_on_\d{8}")
 _HOSTED = re.compile(r"https://api\.deepseek\.com(?=$|[/\"'`\s])")

@@ -83,7 +83,7 @@ def counted_requests() -> Iterator[RequestCount]:
 
 @contextlib.contextmanager
 def long_server(folder: Path, max_model_len: int = CONTEXT, **options: object) -> Iterator[Served]:
-    """Server over a ScriptedModel with `max_model_len` tokens of context; `options` of create_app."""
+    """Server over a ScriptedModel with `max_model_len` tokens of context; `options` of `serving`."""
     model = ScriptedModel(folder)
     model.config = dataclasses.replace(model.config, max_position_embeddings=CONTEXT)
     with serving(LLM(model, folder=folder, max_model_len=max_model_len), model, **options) as served:
