@@ -31,7 +31,10 @@ def start(
     """The run, at the step saved in its folder."""
     teachers = teachers_of_run(options)
     config, run, problems = policy.model.config, recipe.run, recipe.problems
-    found = Teachers(teachers, options.run_dir / "hidden", config.vocab_size, run.numerics, run.device, run.quantized)
+    found = Teachers(
+        teachers, options.run_dir / "hidden", config.vocab_size, numerics=run.numerics, device=run.device,
+        quantized=run.quantized,
+    )  # fmt: skip
     found.check(problems.asked_modes(problems.rows(rewarded=False)), options.model)
     return DistillationRun(
         policy, recipe.optimizer.optimizer(policy.model, config), recipe.source(), found, recipe.loop(),

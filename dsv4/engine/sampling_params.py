@@ -46,7 +46,7 @@ class SamplingParams:
     stop: str | tuple[str, ...] | list[str] | None = ()  # the text ends before the first of these
     stop_token_ids: tuple[int, ...] = ()  # end like the end-of-sentence token does
     ignore_eos: bool = False
-    hidden_token_ids: Collection[int] = ()  # have no text: of what does not end an answer that ignores it
+    hidden_token_ids: Collection[int] = ()  # have no text, like an end of the sentence that is ignored
     logprobs: bool | int = False  # True: of the sampled tokens; an int: that many alternatives a token as well
     logprobs_mode: LogprobsMode = "raw_logprobs"
     prompt_logprobs: bool = False  # of the prompt's tokens

@@ -75,7 +75,10 @@ def shares(row: list[Slot], kinds: list[str], kind: str) -> float:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("parted", [False, True])
 def test_rows_hold_pieces_of_all_kinds(seed: int, parted: bool) -> None:
-    """A row is a step of many runs: by length alone it would hold texts, or chats, or tasks. `parted`: as they come."""
+    """A row is a step of many runs: by length alone it would hold texts, or chats, or tasks.
+
+    `parted`: kind after kind, as those of a mixture come.
+    """
     lengths, kinds = draw({"text": (700, 1024), "chat": (100, 400), "task": (30, 90)}, 127 * 4096 - 2048, seed)
     if parted:
         order = sorted(range(len(kinds)), key=lambda piece: kinds[piece])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dsv4.post_training.distillation import DistillationSettings
+from dsv4.post_training.domains.code import CodeProblem
 from dsv4.post_training.domains.instructions import Instructions
+from dsv4.post_training.domains.registry import open_domain
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.grpo import GRPOSettings
 from dsv4.post_training.grpo_run import GRPORunSettings
@@ -60,6 +62,8 @@ def test_an_answer_that_is_right_in_part_may_have_a_part_of_the_reward(partial: 
     assert {*shares.values()} > {0.0, 0.5, 1.0}
     for (place, answer), share in shares.items():
         assert found[place].reward(answer) == pytest.approx(share if partial else float(share == 1.0))
+    code = open_domain("code", partial=partial).problem(1, 1)
+    assert isinstance(code, CodeProblem) and code.partial == partial
 
 
 @pytest.mark.parametrize(

@@ -166,8 +166,9 @@ def test_a_run_killed_behind_each_of_its_writes_ends_with_the_same_bits(
     recipe: str, folder: Path, tmp_path: Path
 ) -> None:
     """Of all that a run writes, each file was the last that it wrote before SIGKILL."""
+    referred = ("objective.kl=0.01", "objective.reference_every=1")
     words = {
-        "sft": fine_tuning(folder, tmp_path, epochs=2), "grpo": [str(folder), *SHORT, *BY_LENGTH],
+        "sft": fine_tuning(folder, tmp_path, epochs=2), "grpo": [str(folder), *SHORT, *BY_LENGTH, *referred],
         "distill": [str(folder), "--teacher", f"default={nano_path()}", *SHORT],
     }[recipe]  # fmt: skip
     finish(start(recipe, words, tmp_path / "whole"))
@@ -175,6 +176,7 @@ def test_a_run_killed_behind_each_of_its_writes_ends_with_the_same_bits(
     kills = kill_behind_each_write(lambda: start(recipe, words, killed, noted))
     written = [Path(line).name for line in noted.read_text().splitlines()]
     assert kills == len(written) >= 5 and {"recipe.toml", "metrics.jsonl", "state.pt", "model"} <= {*written}
+    assert ("reference-2.safetensors" in written) == (recipe == "grpo")
     assert losses(killed) == losses(tmp_path / "whole") and model_bytes(killed) == model_bytes(tmp_path / "whole")
 
 

@@ -261,10 +261,10 @@ def test_the_config_is_whole_and_shares_out_the_budget(capsys: pytest.CaptureFix
     assert recipe["specialists"]["mathematics"]["grpo"]["run"]["seconds"] == pytest.approx(3 * 150 / 7)
     assert recipe["general"]["grpo"]["run"]["seconds"] == pytest.approx(150 / 7)
     assert recipe["specialists"]["code"]["grpo"]["problems"]["domains"] == ["code"]
-    for domain, steps in (("code", 100), ("tools", 150)):
+    for domain, steps in (("code", 100), ("tools", 150), ("instructions", 100)):
         section = recipe["specialists"][domain]["sft"]
         assert section["steps"] == steps and "seconds" not in section
-    assert recipe["specialists"]["instructions"]["sft"]["seconds"] == pytest.approx(60 / 4)
+    assert recipe["specialists"]["mathematics"]["sft"]["seconds"] == pytest.approx(60)
     assert recipe["student_sft"]["seconds"] == pytest.approx(80)
     assert recipe["student"]["run"]["device"] == "cuda" and recipe["student"]["problems"]["domains"] == list(DOMAINS)
 
