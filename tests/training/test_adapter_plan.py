@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from dsv4.analysis.degrees import Degrees
 from dsv4.analysis.hardware import MACHINES, cpu
 from dsv4.analysis.inventory import checkpoint_bytes
 from dsv4.analysis.training_flops import Phase, training_flops
-from dsv4.analysis.training_memory import Setting, StageShape, rank_memory
+from dsv4.analysis.training_memory import Memory, Setting, StageShape, rank_memory
 from dsv4.analysis.training_plan import plan_stage
 from dsv4.checkpoint import save_model
 from dsv4.cli import main
@@ -126,6 +127,23 @@ def test_indexers_without_adapters_have_no_backward_and_the_optimizer_is_of_the_
     assert other.computation - one.computation == pytest.approx(muon.optimizer_flops / MACHINES["H100"].bf16)
 
 
+def test_a_frozen_head_has_no_gradient(base: Path) -> None:
+    config = replace(load(base, 2, ("head",))[0].config, vocab_size=50_000)
+    shape = StageShape("one", "sparse", 256, 256, 256, 1, 256)
+
+    def memory(adapters: Adapters | None) -> Memory:
+        setting = Setting(config, cpu(1e9, 1e9), 1, "fp32", False, True, 1.0, adapters=adapters)
+        return rank_memory(setting, shape, Degrees(), "none", 0, 1)
+
+    targets = (DEFAULT_TARGETS, ALL)
+    frozen, adapted = (memory(planned(LoraSettings(2, targets=names), "adamw", config)) for names in targets)
+    everything = memory(None)
+    head = 4 * config.vocab_size * config.hidden_size
+    read_outs = 2  # of the main model and the MTP block
+    assert everything.working == adapted.working == frozen.working + read_outs * head
+    assert adapted.activations - frozen.activations > read_outs * head, "W + B A of each is kept"
+
+
 def test_ranks_hold_their_stage_and_their_experts_adapters() -> None:
     config = make_model(**WIDER)[0].config
     adapters = planned(LoraSettings(4, targets=("attention", "experts")), "adamw", config)
@@ -184,4 +202,5 @@ def test_a_preset_has_the_bytes_of_its_checkpoint() -> None:
     if backends.native_module() is None:
         pytest.skip("without native kernels the weights are widened")
     assert stored_bytes(None, config, "bf16") == checkpoint_bytes(config)
-    assert stored_bytes(None, config, "fp8") > 3 * checkpoint_bytes(config)
+    fp8 = stored_bytes(None, config, "fp8")
+    assert fp8 is not None and fp8 > 3 * checkpoint_bytes(config)
