@@ -331,9 +331,10 @@ def test_a_resumed_run_has_the_same_bits_and_other_ranks_the_same_losses(tmp_pat
     want = weights(tmp_path / "whole")
     for name, tensor in weights(tmp_path / "parts").items():
         assert torch.equal(tensor, want[name]), name
-    train(tmp_path / "others", 2, 2, stop_after=3, degrees={"data": 2})
-    train(tmp_path / "others", 4, 1, degrees={"data": 2, "expert": 2})
-    assert_same_losses(records(tmp_path / "others"), records(tmp_path / "whole"))
+    exact = {"quantized_share": 0.0}  # rounding to FP4 makes other choices of entries out of last bits
+    train(tmp_path / "others", 2, 2, 3, exact, degrees={"data": 2})
+    train(tmp_path / "others", 4, 1, None, exact, degrees={"data": 2, "expert": 2})
+    assert_same_losses(records(tmp_path / "others"), train_alone(tmp_path / "alone", 4, changes=exact))
 
 
 @pytest.mark.slow

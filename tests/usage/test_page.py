@@ -96,7 +96,8 @@ def test_a_server_records_until_it_is_stopped(served_place: tuple[str, list[str]
                 break
         else:
             raise AssertionError("the server has not started")
-        body = {"model": "deepseek-v4-flash", "messages": [{"role": "user", "content": "1, 2,"}], "max_tokens": 4}
+        body = {"model": "deepseek-v4-flash", "messages": [{"role": "user", "content": "1, 2,"}]}
+        body |= {"max_tokens": 4, "temperature": 0}
         for user in ("ann", "bob"):
             answer = httpx.post(f"{found[1]}/chat/completions", json=body | {"user_id": user}, timeout=120)
             assert answer.status_code == 200, answer.text

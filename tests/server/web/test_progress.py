@@ -116,6 +116,17 @@ def test_two_tabs_on_one_chat_keep_what_both_have_asked(tab: Any, open_tab: Call
     other.close()
 
 
+def test_an_answer_that_ends_in_the_millisecond_of_a_save_ends_in_other_tabs_too(tab: Any) -> None:
+    tab.ask("first", ["one"])
+    tab.wait("done", 0)
+    other = tab.page.context.new_page()
+    other.goto(tab.url)
+    tab.page.evaluate("{ const still = Date.now(); Date.now = () => still; }")
+    tab.ask("second", ["two"], pause=1.0)
+    expect(other.locator(".assistant").nth(1)).to_have_attribute("data-status", "done", timeout=10_000)
+    other.close()
+
+
 def test_queue_and_prompt_of_the_real_engine_are_shown_and_stopped_at_once(
     open_tab: Callable[[str], Any], serve: Any, model: Any
 ) -> None:

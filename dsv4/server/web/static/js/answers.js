@@ -67,7 +67,7 @@ export function setupAnswers(page) {
   /** Gives the tool calls of an answer their results and requests the answer after them. */
   const sendResults = (conversation, node, results) => {
     node.toolCalls.forEach((call, i) => (call.result = results[i]));
-    node.saved = Date.now();
+    conversations.touch(node);
     page.changed(conversation, node);
     answer(conversation, node);
   };
@@ -78,7 +78,7 @@ export function setupAnswers(page) {
     const body = async () => ({ model: (node.model = await page.model()), ...settings });
     let isTold = false; // once per answer: later toasts would hide others
     const keep = () => {
-      node.saved = Date.now();
+      conversations.touch(node);
       if (!store(conversation, isTold)) isTold = true;
     };
     const done = generate(conversation, node, body, () => {
@@ -105,7 +105,8 @@ addEventListener("pagehide", () => {
     // The answer ends here: a tab that opens the chat next must not wait for more.
     for (const node of Object.values(conversation.nodes))
       if (node.status === "streaming" && isRunning(conversation)) {
-        Object.assign(node, { status: "stopped", saved: Date.now() });
+        node.status = "stopped";
+        conversations.touch(node);
         finish(node);
       }
     conversations.write(conversation);

@@ -121,7 +121,8 @@ function askRefused() {
   const refused = Object.values(current.nodes).filter((node) => node !== last && node.error?.kind === "key");
   for (const node of refused) {
     delete node.error;
-    Object.assign(node, { status: "stopped", saved: Date.now() });
+    node.status = "stopped";
+    conversations.touch(node);
     thread.changed(node);
   }
   if (refused.length) store(current);

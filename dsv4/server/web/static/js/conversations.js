@@ -44,6 +44,11 @@ export function create() {
   return { id: newId(), title: "", created: Date.now(), updated: Date.now(), nodes: {}, picked: {} };
 }
 
+/** Marks a change of the message by this tab: later than the last one, also within one millisecond. */
+export function touch(node) {
+  node.saved = Math.max(Date.now(), (node.saved ?? 0) + 1);
+}
+
 /** True if another tab is still writing this answer; such a tab saves it every second. */
 function isAlive(node) {
   return Date.now() - (node.saved ?? 0) < SILENCE;
