@@ -1,21 +1,27 @@
-"""Checks of an answer's text against a known answer: the same text, or the same mathematics by math-verify."""
+"""Checks of an answer's text: a known answer's text, its mathematics by math-verify, or a JSON schema."""
 
 from __future__ import annotations
 
+import json
+import re
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
-Check = Literal["exact", "math"]
+Check = Literal["exact", "math", "schema"]
 CHECKS: tuple[Check, ...] = get_args(Check)
 LONGEST = 1000  # characters of an expression; math-verify gives a longer one up some seconds later
 _BOXED = "\\boxed{"
+_FENCED = re.compile(r"\s*```(?:json)?[ \t]*\n(.*?)```\s*", re.DOTALL)
 
 
 def check_answer(check: Check, wanted: str, answer: str) -> float:
-    """1.0 for a right answer, else 0.0. `exact`: the same text but for space around it; `math`: as of `same_value`."""
+    """1.0 for a right answer, else 0.0. `exact`: the same text but for space around it; `math`: as of `same_value`;
+    `schema`: as of `fits_schema`."""
     if check == "exact":
         return float(answer.strip() == wanted.strip())
+    if check == "schema":
+        return float(fits_schema(wanted, answer))
     return float(same_value(wanted, answer))
 
 
@@ -23,6 +29,44 @@ def check_available(check: Check) -> None:
     """ValueError if a check lacks what it needs."""
     if check == "math" and find_spec("math_verify") is None:
         raise ValueError("check is math, which needs math-verify (pip install math-verify); without it: exact")
+
+
+def check_schema(schema: Any) -> str:
+    """JSON text of a schema, given as an object or as its text. ValueError if it is none."""
+    from jsonschema import Draft202012Validator, SchemaError
+    from jsonschema.validators import validator_for
+
+    try:
+        found = json.loads(schema) if isinstance(schema, str) else schema
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+        validator_for(found, Draft202012Validator).check_schema(found)
+    except (ValueError, RecursionError, SchemaError) as error:
+        words = error.message if isinstance(error, SchemaError) else str(error)
+        raise ValueError(f"answer is no JSON schema, which check schema needs: {words}") from None
+    return json.dumps(found)
+
+
+def fits_schema(schema: str, answer: str) -> bool:
+    """True if an answer is a JSON value that fulfils a schema, alone or in one fenced block.
+
+    References to other documents are not fetched: ValueError.
+    """
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
+    wanted = json.loads(schema)
+    fenced = _FENCED.fullmatch(answer)
+    validator: Any = validator_for(wanted, Draft202012Validator)
+    try:
+        value = json.loads(fenced[1] if fenced else answer)
+        return validator(wanted, registry=Registry()).is_valid(value)
+    except Unresolvable as error:
+        raise ValueError(f"the schema refers to {error.ref!r}, which is not in it") from None
+    except (ValueError, RecursionError):
+        return False
 
 
 def same_value(wanted: str, answer: str) -> bool:

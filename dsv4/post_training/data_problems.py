@@ -1,4 +1,4 @@
-"""Problems from files of the user: rows with a prompt and a known answer, or a rubric; and labelled judgements."""
+"""Problems from files of the user: prompts with an answer, unit tests or a rubric; and labelled judgements."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from dsv4.data.encoding import check_effort, read_prompt
 from dsv4.data.records import HUB_PREFIX, ROWS, RecordError, find_sources
 from dsv4.data.stable_hash import stable_hash
 from dsv4.notices import warn_once
-from dsv4.post_training.answer_checks import CHECKS, Check, check_answer, check_available
+from dsv4.post_training.answer_checks import CHECKS, Check, check_answer, check_available, check_schema
 from dsv4.post_training.problems import Problem
 from dsv4.post_training.rubric import MAX_SCORE, JudgeQuestion, RubricQuestion
+from dsv4.post_training.tested_problem import TestedProblem, check_sandbox, read_tests
 from dsv4.text import check_text
 from dsv4.tokenizer.prompts import Ladder
 
@@ -49,6 +50,9 @@ class DataProblem:
         return check_answer(self.check, self.answer, answer)
 
 
+RowProblem = DataProblem | TestedProblem | RubricQuestion
+
+
 @dataclass(frozen=True)
 class Rows(Generic[P]):
     """Problems of rows, by number: every row once in each epoch, in an order of its own."""
@@ -68,21 +72,38 @@ def _order(seed: int, epoch: int, count: int) -> Sequence[int]:
     return order
 
 
+@dataclass(frozen=True)
+class _Rules:
+    """How rows are read; as of `read_problems`."""
+
+    check: Check
+    thinking: bool | None
+    rewarded: bool
+    ladder: Ladder | None
+    partial: bool
+
+
 def read_problems(
     files: Sequence[str],
     check: Check = "exact",
     thinking: bool | None = None,
     rewarded: bool = True,
     ladder: Ladder | None = None,
-) -> tuple[DataProblem | RubricQuestion, ...]:
+    partial: bool = False,
+) -> tuple[RowProblem, ...]:
     """Problems of all rows that are some, in order; the others are named in warnings, with place and reason.
 
-    A row has `messages` (or `prompt`), and `answer` or `rubric`, which are not needed unless `rewarded`. `check` and
-    `thinking` are of rows without their own; thinking is on without both. `ladder`: the model's, by which an effort
-    may be a number; None: any. ValueError if no row is a problem.
+    A row has `messages` (or `prompt`), and `answer`, `tests` or `rubric`, which are not needed unless `rewarded`.
+    `check` and `thinking` are of rows without their own; thinking is on without both. `ladder`: the model's, by which
+    an effort may be a number; None: any. `partial`: the reward of tests is the share that pass. ValueError if no row is
+    a problem, or if tests cannot be run here.
     """
     check_available(check)
-    return _problems(tuple(files), _stamps(files), check, thinking, rewarded, ladder)
+    rules = _Rules(check, thinking, rewarded, ladder, partial)
+    found = _problems(tuple(files), _stamps(files), rules)
+    if rewarded and any(isinstance(problem, TestedProblem) for problem in found):
+        check_sandbox()
+    return found
 
 
 def read_judgements(files: Sequence[str], thinking: bool = True) -> tuple[JudgeQuestion, ...]:
@@ -91,13 +112,11 @@ def read_judgements(files: Sequence[str], thinking: bool = True) -> tuple[JudgeQ
 
 
 @functools.lru_cache(maxsize=4)
-def _problems(
-    files: Sequence[str], _: object, check: Check, thinking: bool | None, rewarded: bool, ladder: Ladder | None
-) -> tuple[DataProblem | RubricQuestion, ...]:
-    def read(row: dict[str, Any], place: str) -> DataProblem | RubricQuestion:
-        problem = _problem(row, place, check, thinking, rewarded)
-        if ladder is not None:
-            check_effort(row, ladder)
+def _problems(files: Sequence[str], _: object, rules: _Rules) -> tuple[RowProblem, ...]:
+    def read(row: dict[str, Any], place: str) -> RowProblem:
+        problem = _problem(row, place, rules)
+        if rules.ladder is not None:
+            check_effort(row, rules.ladder)
         return problem
 
     return _read(files, read)
@@ -142,23 +161,25 @@ def _read(files: Sequence[str], read: Callable[[dict[str, Any], str], P]) -> tup
     return tuple(found)
 
 
-def _problem(
-    row: dict[str, Any], place: str, check: Check, thinking: bool | None, rewarded: bool
-) -> DataProblem | RubricQuestion:
-    thinks = row.get("thinking", True) if thinking is None else thinking
+def _problem(row: dict[str, Any], place: str, rules: _Rules) -> RowProblem:
+    thinks = row.get("thinking", True) if rules.thinking is None else rules.thinking
     if not isinstance(thinks, bool):
         raise ValueError(f"thinking is {thinks!r}; allowed: true, false")
     domain, asked = _text(row, "domain", "data"), _asked(row, thinks)
-    answer, rubric = _answer(row), _text(row, "rubric", "")
-    named = row.get("check", check)
+    named = row.get("check", rules.check)
     if named not in CHECKS:
         raise ValueError(f"check is {named!r}; allowed: {', '.join(CHECKS)}")
     check_available(named)
+    answer, rubric = _answer(row, named), _text(row, "rubric", "")
+    if "tests" in row:
+        if answer is not None or rubric:
+            raise ValueError("tests beside an answer or a rubric; allowed: tests alone")
+        return TestedProblem(domain, place, thinks, asked, read_tests(row["tests"]), rules.partial)
     if rubric:
         known = None if answer is None else functools.partial(check_answer, named, answer)
         return RubricQuestion(place, transcript(asked), rubric, domain, thinks, asked, known)
-    if answer is None and rewarded:
-        raise ValueError("no answer and no rubric; allowed: one of them, or both")
+    if answer is None and rules.rewarded:
+        raise ValueError("no answer, no tests and no rubric; allowed: one of them, or answer and rubric")
     return DataProblem(domain, place, thinks, asked, answer, named)
 
 
@@ -186,8 +207,10 @@ def _judgement(row: dict[str, Any], place: str, thinking: bool) -> JudgeQuestion
     return JudgeQuestion(place, question, answer, rubric, known, thinking=thinking)
 
 
-def _answer(row: dict[str, Any]) -> str | None:
+def _answer(row: dict[str, Any], check: Check) -> str | None:
     answer = row.get("answer")
+    if check == "schema" and answer is not None:
+        return check_schema(answer)
     if isinstance(answer, (int, float)) and not isinstance(answer, bool):
         return str(answer)
     return None if answer is None else _text(row, "answer")

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from pydantic import PrivateAttr, model_validator
 
 from dsv4.post_training.answer_checks import Check
-from dsv4.post_training.data_problems import DataProblem, Files, Rows, read_problems
+from dsv4.post_training.data_problems import Files, RowProblem, Rows, read_problems
 from dsv4.post_training.domains.domain import Level
-from dsv4.post_training.domains.registry import DomainProblems, mixed
+from dsv4.post_training.domains.registry import PARTIAL, DomainProblems, mixed
 from dsv4.post_training.effort_names import NON_THINK, Mode, ModeName, asked_modes
 from dsv4.post_training.efforts import EffortMode, EffortProblems, SomeEfforts
 from dsv4.post_training.key_types import Positive
 from dsv4.post_training.problems import Problem, ProblemSource, TaskProblems
-from dsv4.post_training.rubric import RubricQuestion
+from dsv4.post_training.tested_problem import TestedProblem
 from dsv4.tokenizer.prompts import Ladder
 from dsv4.training.recipe import Section
 
@@ -34,7 +34,7 @@ class ProblemsSection(Section):
     domains: Names = ()
     domain_weights: tuple[float, ...] = ()
     level: Level = "standard"  # of the domains' problems
-    partial: bool = False  # an answer that is right in part has a part of the reward, in domains that know parts
+    partial: bool = False  # an answer right in part has a part of the reward: domains that know parts, tests of rows
     data: Files = ()
     data_weight: Positive = 1.0
     check: Check = "exact"  # of rows without their own
@@ -87,25 +87,29 @@ class ProblemsSection(Section):
             thinking = self.model_copy(update={"thinking": True})
             asked = EffortProblems(thinking.source(rewarded=rewarded), modes, self.seed)
             return SomeEfforts(self.source((), rewarded), asked, self.effort_domains) if self.effort_domains else asked
-        if self.partial and not self.domains:
-            raise ValueError("partial without domains; allowed: with problems.domains")
+        rows = self.rows(rewarded)
+        in_rows = any(isinstance(row, TestedProblem) for row in rows)
+        if self.partial and not (self.domains or in_rows):
+            raise ValueError("partial without domains; allowed: with problems.domains, or with tests in problems.data")
         parts: list[tuple[ProblemSource, float]] = []
         if self.domains:
             chosen = dict(zip(self.domains, self.domain_weights or (1.0,) * len(self.domains), strict=True))
-            domains = DomainProblems(chosen, self.seed, self.thinking, level=self.level, partial=self.partial)
+            partial = self.partial and not (in_rows and not {*chosen} & {*PARTIAL})
+            domains = DomainProblems(chosen, self.seed, self.thinking, level=self.level, partial=partial)
             parts.append((domains, sum(chosen.values())))
         if self.tasks or not (self.domains or self.data):
             tasks = dict(zip(self.tasks, self.weights or (1.0,) * len(self.tasks), strict=True))
             parts.append((TaskProblems(tasks, self.seed, self.thinking), sum(tasks.values())))
         if self.data:
-            rows = self.rows(rewarded)
             self._check_effort_domains(rows)
             parts.append((Rows(rows, self.seed), self.data_weight))
         return mixed(parts, self.seed)
 
-    def rows(self, rewarded: bool = True) -> tuple[DataProblem | RubricQuestion, ...]:
+    def rows(self, rewarded: bool = True) -> tuple[RowProblem, ...]:
         """Problems of the files; none without files."""
-        return read_problems(self.data, self.check, self.thinking, rewarded, self._ladder) if self.data else ()
+        if not self.data:
+            return ()
+        return read_problems(self.data, self.check, self.thinking, rewarded, self._ladder, self.partial)
 
     def under(self, ladder: Ladder) -> ProblemsSection:
         """The same problems for a model with a ladder of efforts: rows whose effort has no prompt there are refused."""

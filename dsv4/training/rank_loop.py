@@ -136,7 +136,7 @@ class RankTrainer(TrainingLoop[RankOptimizer]):
     def _stop(self) -> StopOnSignal:
         # A rank gets a signal more than once: of a scheduler that signals all processes, and of torchrun, which passes
         # on its own, sends SIGTERM at a second Ctrl-C, and again once another rank has ended. If one rank ended at the
-        # second, none would have the checkpoint.
+        # second, none would have the checkpoint, or say why it ended.
         return StopOnSignal(ends_at_second=False)
 
     def _stops(self, stop: StopOnSignal) -> bool:

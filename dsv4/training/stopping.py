@@ -23,9 +23,9 @@ class RunStoppedError(Exception):
 class StopOnSignal:
     """Notes SIGTERM or Ctrl-C in `requested` instead of ending the process. Use as a context manager.
 
-    A second one ends the process at once, or changes nothing if `ends_at_second` is False. Outside the main thread,
-    where Python has no signal handlers, nothing is noted. `reason` is the first signal's name; on a rank that did not
-    get it itself, SIGTERM.
+    A second one ends the process at once, or changes nothing if `ends_at_second` is False, which holds for SIGTERM also
+    while an error of the block ends the process. Outside the main thread, where Python has no signal handlers, nothing
+    is noted. `reason` is the first signal's name; on a rank that did not get it itself, SIGTERM.
     """
 
     def __init__(self, ends_at_second: bool = True) -> None:
@@ -55,6 +55,8 @@ class StopOnSignal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._before and error is not None and not self._ends_at_second:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._first is not None:

@@ -75,6 +75,26 @@ def test_mathematics_compares_the_end_of_an_answer(wanted: str, answer: str, rig
     assert check_answer("math", wanted, answer) == right
 
 
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ('{"name": "Ann", "age": 3}', True), ('\n```json\n{"name": "Ann", "age": 3}\n```\n', True),
+        ('{"name": "Ann"}', False), ('{"name": "Ann", "age": "3"}', False), ('So: {"name": "Ann", "age": 3}', False),
+        ("", False), ("{" * 5000, False), ("[" * 200_000, False), ('{"name": "Ann", "age": NaN}', False),
+    ],
+)  # fmt: skip
+def test_a_schema_has_to_be_fulfilled_by_the_whole_answer(answer: str, right: bool, tmp_path: Path) -> None:
+    schema = {"type": "object", "required": ["name", "age"], "properties": {"age": {"type": "integer"}}}
+    rows = [{"prompt": "Who?", "check": "schema", "answer": given} for given in (schema, json.dumps(schema))]
+    for problem in read_problems([write(tmp_path / "p.jsonl", rows)]):
+        assert problem.reward(answer) == right
+
+
+def test_a_schema_refers_to_nothing_outside() -> None:
+    with pytest.raises(ValueError, match="the schema refers to 'http://localhost/a.json', which is not in it"):
+        check_answer("schema", '{"$ref": "http://localhost/a.json"}', "{}")
+
+
 def test_the_end_of_an_answer() -> None:
     assert answer_end("a \\boxed{1} b \\boxed{\\frac{1}{2}} c") == "\\frac{1}{2}"
     assert answer_end("one\n two \n\n") == "two"
@@ -87,10 +107,10 @@ def test_bad_rows_are_refused_with_file_line_and_reason(
     monkeypatch.setattr(notices, "_told", set())
     wrong: list[tuple[Any, str]] = [
         ("{", "no JSON"),
-        ({"prompt": "x"}, "no answer and no rubric; allowed: one of them, or both"),
+        ({"prompt": "x"}, "no answer, no tests and no rubric; allowed: one of them, or answer and"),
         ({"answer": "x"}, "neither messages nor prompt; it has ['answer']"),
         ({"prompt": "x", "messages": CHAT, "answer": "x"}, "both messages and prompt; allowed: one of them"),
-        ({"prompt": "x", "answer": "x", "check": "regex"}, "check is 'regex'; allowed: exact, math"),
+        ({"prompt": "x", "answer": "x", "check": "regex"}, "check is 'regex'; allowed: exact, math, schema"),
         ({"prompt": "x", "answer": " "}, "answer is ' '; allowed: a text that is not empty"),
         ({"prompt": "x", "answer": True}, "answer is True; allowed: a text that is not empty"),
         ({"prompt": 3, "answer": "x"}, "prompt is 3; allowed: a text"),
@@ -102,6 +122,15 @@ def test_bad_rows_are_refused_with_file_line_and_reason(
         ({"prompt": "x", "answer": "\udfff"}, "answer: character 0 is U+DFFF"),
         ({"prompt": "x", "answer": "x", "domain": "d\ud800"}, "domain: character 1 is U+D800"),
         ({"messages": [{"role": "user", "content": "\ud800"}], "answer": "x"}, "escapes that are no text"),
+        (
+            {"prompt": "x", "check": "schema", "answer": "x"},
+            "no JSON schema, which check schema needs: Expecting",
+        ),
+        ({"prompt": "x", "check": "schema", "answer": {"type": "text"}}, "schema needs: 'text' is not valid under any"),
+        (
+            {"prompt": "x", "check": "schema", "answer": [1]},
+            "no JSON schema, which check schema needs: it is no",
+        ),
         ({"prompt": "x", "answer": "x", "reasoning_effort": True}, "reasoning_effort: invalid type: boolean `true`"),
     ]
     path = write(tmp_path / "p.jsonl", [{"prompt": "x", "answer": "y"}, *(row for row, _ in wrong)])
@@ -204,7 +233,7 @@ def test_distillation_needs_prompts_only(tmp_path: Path) -> None:
     problem = read_recipe(DistillRecipe, None, [f"problems.data={data}"]).source().problem(0)
     with pytest.raises(TypeError, match="has no answer: it can be distilled on, not rewarded"):
         problem.reward("x")
-    with pytest.raises(ValueError, match="no answer and no rubric"):
+    with pytest.raises(ValueError, match="no answer, no tests and no rubric"):
         read_recipe(GRPORecipe, None, [f"problems.data={data}"]).source()
 
 

@@ -70,7 +70,7 @@ def test_an_answer_that_is_right_in_part_may_have_a_part_of_the_reward(partial: 
     ("keys", "message"),
     [
         (['problems.domains=["tools"]'], "partial rewards of tools; allowed: code, instructions among them"),
-        (['problems.tasks=["gcd"]'], "partial without domains; allowed: with problems.domains"),
+        (['problems.tasks=["gcd"]'], "partial without domains; allowed: with problems.domains, or with tests in"),
     ],
 )
 def test_partial_rewards_that_nothing_has_are_refused(keys: list[str], message: str) -> None:

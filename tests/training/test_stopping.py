@@ -83,6 +83,16 @@ def test_later_signals_leave_a_rank_to_its_saving(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == "\nCtrl-C: ending after the step in progress\n"
 
 
+def test_a_rank_that_ends_by_an_error_says_it_before_the_launcher_ends_it() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RuntimeError), StopOnSignal(ends_at_second=False):
+            raise RuntimeError("another rank ended")
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_second_sigterm_ends_the_process() -> None:
     with StopOnSignal() as stop:
         os.kill(os.getpid(), signal.SIGTERM)

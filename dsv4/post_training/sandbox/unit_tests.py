@@ -7,6 +7,7 @@ forge a pass. Assertions run beside the program, which could in principle look f
 import json
 import math
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,10 +92,17 @@ class Score:
         return all(outcome.passed for outcome in self.outcomes)
 
 
-def run_unit_tests(sandbox: Sandbox, program: str, tests: Sequence[UnitTest], *, timeout: float | None = None) -> Score:
+def run_unit_tests(
+    sandbox: Sandbox,
+    program: str,
+    tests: Sequence[UnitTest],
+    *,
+    timeout: float | None = None,
+    total: float = math.inf,
+) -> Score:
     """Run a Python program against each test, with the same files at the start of each, and at the end.
 
-    `timeout`: seconds per test.
+    `timeout`: seconds per test; `total`: of all, past which no other test begins: those that are left fail.
 
     A program that fails, hangs or misbehaves fails its tests with the reason. SandboxError where the sandbox is lost.
     """
@@ -107,17 +115,25 @@ def run_unit_tests(sandbox: Sandbox, program: str, tests: Sequence[UnitTest], *,
     sandbox.put(PROGRAM, program.encode(errors="backslashreplace"))
     start = sandbox.snapshot()
     outcomes: list[TestOutcome] = []
+    until = time.monotonic() + total
     for test in tests:
-        sandbox.restore(start)
-        if isinstance(test, OutputTest):
-            reason = _output(sandbox, test, timeout)
-        elif isinstance(test, CallTest):
-            reason = _call(sandbox, test, timeout)
+        if time.monotonic() < until:
+            sandbox.restore(start)
+            reason = _run(sandbox, test, timeout)
         else:
-            reason = _assertions(sandbox, test, timeout)
+            reason = f"not run: the tests before it took {total:g} s"
         outcomes.append(TestOutcome(test.name, reason is None, reason or "passed"))
     sandbox.restore(before)  # the next program finds nothing of this one
     return Score(tuple(outcomes))
+
+
+def _run(sandbox: Sandbox, test: UnitTest, timeout: float | None) -> str | None:
+    """Reason why a test fails; None if it passes."""
+    if isinstance(test, OutputTest):
+        return _output(sandbox, test, timeout)
+    if isinstance(test, CallTest):
+        return _call(sandbox, test, timeout)
+    return _assertions(sandbox, test, timeout)
 
 
 def _output(sandbox: Sandbox, test: OutputTest, timeout: float | None) -> str | None:

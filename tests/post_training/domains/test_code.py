@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from dsv4.data.tasks import Split, split_of
+from dsv4.post_training import program_tests
 from dsv4.post_training.domains import code
 from dsv4.post_training.domains.code import Code, CodeProblem
 from dsv4.post_training.domains.programs import Program
@@ -88,7 +89,7 @@ def test_rewards_and_reasons() -> None:
 
 @needs_sandbox
 def test_a_hung_program_has_reward_0_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code, "SECONDS", 0.5)
+    monkeypatch.setattr(program_tests, "SECONDS", 0.5)
     one = problem(3)
     texts = ["while True: pass", one.solution]
     rollouts = [Rollout(0, (1,), (2,), (0.0,), text, True) for text in texts]

@@ -1,0 +1,113 @@
+"""Programs that a user's rows ask for, with unit tests of their own as the reward."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
+
+from deepseek_recipe import Conversation
+
+from dsv4.post_training.problems import Explained
+from dsv4.post_training.program_tests import explain_program
+from dsv4.post_training.sandbox.substrates import missing
+from dsv4.post_training.sandbox.unit_tests import AssertionTest, CallTest, OutputTest, UnitTest
+from dsv4.text import check_text
+
+MOST = 100  # tests of one row
+KINDS = ("stdin_stdout", "function_call")
+KEYS = {"type", "fn_name", "input", "output", "tolerance"}
+
+
+@dataclass(frozen=True)
+class TestedProblem:
+    """A row's prompt, which asks for a program; its tests run in a sandbox.
+
+    `partial`: the reward is the share of tests that pass; else 1 for all, 0 otherwise.
+    """
+
+    __test__ = False  # not a class of tests
+
+    domain: str
+    key: str  # the row's place
+    thinking: bool
+    asked: Conversation = field(compare=False)
+    tests: tuple[UnitTest, ...] = field(repr=False)
+    partial: bool = False
+    parallel: ClassVar[bool] = True
+
+    def prompt(self) -> Conversation:
+        return self.asked
+
+    def reward(self, answer: str) -> float:
+        return self.explain(answer).value
+
+    def explain(self, answer: str) -> Explained:
+        """Reward of a program, and why. SandboxError where no sandbox can be kept."""
+        return explain_program(answer, self.tests, self.partial)
+
+
+def check_sandbox() -> None:
+    """ValueError where programs cannot be tested."""
+    reason = missing()
+    if reason is not None:
+        raise ValueError(f"tests of programs run in a sandbox, and there is none here: {reason}")
+
+
+def read_tests(given: Any) -> tuple[UnitTest, ...]:
+    """Unit tests of a row's `tests`: a list, or its JSON in a text, as in a column of Parquet.
+
+    A test is a text of Python statements that run after the program, with its names, and raise where it is wrong; or an
+    object with `input` and `output`: texts that it reads and prints; or with `fn_name` too: a list of arguments, and
+    the value that the function returns, numbers within `tolerance` of it. `type` (stdin_stdout, function_call) may say
+    which of the two it is. ValueError, naming the test, if one is none.
+    """
+    found = _parsed(given) if isinstance(given, str) else given
+    if not isinstance(found, list) or not 1 <= len(found) <= MOST:
+        what = f"a list of {len(found)}" if isinstance(found, list) else f"{type(found).__name__}"
+        raise ValueError(f"tests is {what}; allowed: a list of 1 to {MOST} tests")
+    return tuple(_test(one, f"test {number}") for number, one in enumerate(cast("list[Any]", found), 1))
+
+
+def _test(given: Any, name: str) -> UnitTest:
+    if isinstance(given, str):
+        try:
+            compile(given, name, "exec")
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"{name} is no Python: {error}") from None
+        return AssertionTest(name, given)
+    if not isinstance(given, dict):
+        raise ValueError(f"{name} is {given!r}; allowed: Python statements, or an object with input and output")
+    test = {key: value for key, value in cast("dict[str, Any]", given).items() if value is not None}
+    if not {"input", "output"} <= test.keys() <= KEYS:
+        raise ValueError(f"{name} has {sorted(test)}; allowed: input and output, and fn_name, type, tolerance")
+    is_call = "fn_name" in test
+    if test.get("type", KINDS[is_call]) != KINDS[is_call]:
+        has = "with" if is_call else "without"
+        raise ValueError(f"type of {name} is {test['type']!r} {has} fn_name; allowed: {KINDS[is_call]}")
+    if is_call:
+        return _call(test, name)
+    for key in ("input", "output"):
+        if not isinstance(test[key], str):
+            raise ValueError(f"{key} of {name} is {test[key]!r}; allowed: a text, or with fn_name other values")
+        check_text(test[key], f"{key} of {name}")
+    return OutputTest(name, test["input"], test["output"])
+
+
+def _call(test: dict[str, Any], name: str) -> CallTest:
+    function, tolerance = test.get("fn_name"), test.get("tolerance", 0.0)
+    if not isinstance(function, str) or not function.isidentifier():
+        raise ValueError(f"fn_name of {name} is {function!r}; allowed: the name of a function")
+    arguments = test["input"]
+    if not isinstance(arguments, list):
+        raise ValueError(f"input of {name} is {arguments!r}; allowed with fn_name: a list of arguments")
+    if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not tolerance >= 0:
+        raise ValueError(f"tolerance of {name} is {tolerance!r}; allowed: a number, 0 or more")
+    return CallTest(name, function, cast("list[Any]", arguments), test["output"], float(tolerance))
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"tests is a text that is no JSON: {error}") from None
