@@ -159,8 +159,12 @@ def distill_parser() -> CommandParser:
     parser.add_argument("model", nargs="?", help="model folder to start from, or owner/name; none with --resume")
     _add_keys(parser)
     _add_run(parser, Path("runs/distill"))
-    teacher = "teacher of a task's questions, or of all others (default); may be given many times"
-    parser.add_argument("--teacher", action="append", default=[], metavar="DOMAIN=FOLDER[:WEIGHT]", help=teacher)
+    teacher = (
+        "teacher of the questions of a task or domain, of one effort or mode of it (mathematics.low), or of all others "
+        "(default); may be given many times"
+    )
+    metavar = "DOMAIN[.EFFORT]=FOLDER[:WEIGHT]"
+    parser.add_argument("--teacher", action="append", default=[], metavar=metavar, help=teacher)
     return parser
 
 
