@@ -111,7 +111,7 @@ def run_samples(options: argparse.Namespace, place: list[str], console: Console,
 
 @dataclass(frozen=True)
 class Written:
-    """What the run's shards hold, what was refused, and tokens of the full rows that hold the samples of all epochs."""
+    """Contents of the run's shards, refused rows, and tokens of the full rows that hold the samples of all epochs."""
 
     counts: Counts
     refusals: list[Refusal]
@@ -156,7 +156,7 @@ def epoch_tokens(
 
 
 def all_refusals(turns: list[TurnSource]) -> list[Refusal]:
-    """What the reading of the sources has refused."""
+    """Rows that the reading of the sources has refused."""
     return [refusal for source in turns for refusal in source.refusals]
 
 

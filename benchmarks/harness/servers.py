@@ -28,7 +28,7 @@ TEMPLATE = (
 
 @dataclass(frozen=True)
 class Server:
-    """How to start a contender, and what its requests have beside messages and max_tokens."""
+    """Start of a contender, and fields of its requests beside messages and max_tokens."""
 
     name: str
     command: Sequence[str]  # without the port

@@ -17,7 +17,7 @@ SLOW_BUFFER = 4096  # bytes that the kernel takes for a slow client
 
 @dataclass(frozen=True)
 class Heard:
-    """What a client has received: the answer's text and tokens, or why there is none."""
+    """Answer that a client has received: text and tokens, or why there is none."""
 
     text: str = ""
     tokens: int = 0

@@ -39,7 +39,7 @@ class AdaptedMatrix:
 
 @dataclass(frozen=True, eq=False)  # by identity, as a key of caches
 class Adapters:
-    """What a run trains in place of every parameter. muon: orthogonalized, with one momentum; else AdamW's two."""
+    """Parameters of adapters, which a run trains alone. muon: orthogonalized, with one momentum; else AdamW's two."""
 
     rank: int
     matrices: tuple[AdaptedMatrix, ...]

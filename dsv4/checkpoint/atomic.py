@@ -175,7 +175,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _followed(target: Path) -> Path:
-    """What `target` leads to if it is a link, else itself, without leftovers of killed writers at both places.
+    """Target of the link `target`, or `target` itself, without leftovers of killed writers at both places.
 
     CheckpointError if it is a mount point.
     """

@@ -13,7 +13,7 @@ from dsv4.tools import Tool, ToolChoice
 
 @dataclass(frozen=True)
 class Structure:
-    """What a request says about the form of its answer beside the conversation that deepseek-recipe makes of it.
+    """Demands of a request on the form of its answer, beside the conversation that deepseek-recipe makes of it.
 
     `tools`: with the schemas as the request has them (deepseek-recipe drops keywords of strict ones). `schema`: of the
     text, where deepseek-recipe does not read it. `arguments`: ids and arguments of all earlier calls in their order,

@@ -57,7 +57,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Understood:
-    """What a block of markup says.
+    """Contents of a block of markup.
 
     said: text outside calls, without tags. cut: markup of the call in which the model has stopped, or nothing. exact:
     every part of the block is a call, or is `cut`.

@@ -49,7 +49,7 @@ class Marks:
 
 
 def plain(text: str) -> str:
-    """What a text that `Marks` has read spells."""
+    """Spelling of a text that `Marks` has read."""
     return text.replace(_PLAIN_BAR, "｜").replace(THINKING_ENDS, END_THINK)
 
 

@@ -34,7 +34,7 @@ class TurnRecorder:
         self._token_ids.append(token_id)
 
     def add_item(self, item: Token | Text) -> None:
-        """What the parser is given of the answer: what is shown, and calls in the form in which they are parsed."""
+        """Text of the answer for the parser: shown text, and calls in the form in which they are parsed."""
         text, marks = item.text, self._vocabulary.marks
         if isinstance(item, Token):
             ends = {marks.tag: MARK, marks.thinking_ends: END_THINK}
@@ -112,7 +112,7 @@ class TurnRecorder:
         return marks[prompt[place + 1]], head
 
     def _block(self, shown: str) -> int:
-        """Where the block of calls begins in a turn's text, or its end."""
+        """Start of the block of calls in a turn's text, or the text's end."""
         return next((start - 1 for start, _ in self._marks if shown.startswith(BLOCK, start - 1)), len(shown))
 
     def _parted(self, text: str, thinking: bool) -> tuple[str, str]:

@@ -255,7 +255,7 @@ def _entry(place: str, read: Callable[[str], Record]) -> Entry:
 
 
 def _of_column(column: str | None) -> str:
-    """What a digest says of a column that was named."""
+    """Part of a digest for a column that was named."""
     return "" if column in (None, ROWS) else f", column {column}"
 
 

@@ -66,7 +66,7 @@ def argument_forms(schema: object, root: Schema) -> list[Form]:
 
 
 def resolved(schema: object, root: Schema) -> object:
-    """What a schema refers to, if it is a reference into the definitions of `root`; else the schema itself."""
+    """Target of a schema that is a reference into the definitions of `root`; else the schema itself."""
     seen: set[str] = set()
     while isinstance(schema, Mapping) and isinstance(reference := cast(Schema, schema).get("$ref"), str):
         place, _, name = reference.removeprefix("#/").partition("/")

@@ -26,7 +26,7 @@ from dsv4.engine.request import Request
 
 
 class StoredPrefix(NamedTuple):
-    """Where a waiting request would begin: a prefix in memory, or one on disk that is longer."""
+    """Start of a waiting request: a prefix in memory, or one on disk that is longer."""
 
     memory: PrefixMatch
     disk: DiskMatch | None

@@ -152,7 +152,7 @@ def _weights_in_words(need: Need) -> str:
 
 
 def _slow_reads(need: Need, left: int) -> str:
-    """What will happen to mapped weights larger than the memory left for them, and the way out if there is one."""
+    """Warning of mapped weights larger than the memory left for them, with the way out if there is one."""
     others = need.mapped - min(need.experts, need.experts if need.expert_memory is None else need.expert_memory)
     slow = "parts of them will be read from the disk again and again, which is slow"
     if not 0 <= others < left or not need.experts:

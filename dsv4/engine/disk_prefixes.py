@@ -35,7 +35,7 @@ class DiskPrefixes:
         return DiskLookup(self.disk.keys(tokens, salt))
 
     def find(self, lookup: DiskLookup, count: int, in_memory: int) -> DiskMatch | None:
-        """What the first `count` tokens find on disk that is longer by a block than their prefix in memory."""
+        """Prefix of the first `count` tokens on disk that is longer by a block than theirs in memory."""
         if in_memory + PAGE_TOKENS > count:
             return None
         if not lookup.done:
@@ -67,12 +67,12 @@ class DiskPrefixes:
         return True
 
     def take(self, lookup: DiskLookup) -> Reading | None:
-        """What has been read; None: nothing."""
+        """Prefix that has been read; None: nothing."""
         reading = self._readings.pop(lookup, None)
         return reading if reading is not None and reading.loaded is not None else None
 
     def drop(self, lookup: DiskLookup) -> None:
-        """What is read for a request is not needed."""
+        """Drop the reading for a request that needs it no more."""
         reading = self._readings.pop(lookup, None)
         if reading is not None:
             reading.cancelled = True

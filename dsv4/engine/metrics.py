@@ -104,7 +104,7 @@ class MetricRegistry:
 
 @dataclass
 class RequestMetrics:
-    """What became of requests and steps: counted as they happen."""
+    """Outcomes of requests and steps, counted as they happen."""
 
     prompt_tokens: int = 0
     generation_tokens: int = 0

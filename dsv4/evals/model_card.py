@@ -89,7 +89,7 @@ CURVE_ROWS = 12  # of a part's curve, about
 
 @dataclass(frozen=True)
 class Origin:
-    """What a card says of how a model came to be, in Markdown."""
+    """History of a model for its card, in Markdown."""
 
     training: str
     data: str

@@ -121,7 +121,7 @@ class ChoiceNotes:
         )
 
     def choices(self) -> Choices:
-        """What was noted."""
+        """The notes so far."""
         return Choices(*(None if part is None else part.cpu().numpy() for part in (self.experts, self.entries)))
 
 

@@ -32,7 +32,7 @@ class Piece(NamedTuple):
 
 
 def own_pieces(model: Transformer, mesh: DeviceMesh) -> dict[str, Piece]:
-    """What this rank has of a model's parameters and tables; of routed experts, whole matrices."""
+    """Share of this rank in a model's parameters and tables; of routed experts, whole matrices."""
     pieces: dict[str, Piece] = {}
     for name, tensor in named_tensors(model).items():
         part, first = local_part(tensor), first_row(tensor)

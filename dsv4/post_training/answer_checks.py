@@ -87,7 +87,7 @@ def same_value(wanted: str, answer: str) -> bool:
 
 
 def answer_end(text: str) -> str:
-    """What the last \\boxed{...} of a text holds, else its last line that is not empty."""
+    """Content of the last \\boxed{...} of a text, else its last line that is not empty."""
     start = text.rfind(_BOXED)
     depth = 0
     for place in range(start + len(_BOXED) - 1, len(text)) if start >= 0 else ():
@@ -99,5 +99,5 @@ def answer_end(text: str) -> str:
 
 
 def _parsed(library: Any, text: str) -> Any:
-    """What math-verify reads in a text, as LaTeX if it marks none itself."""
+    """Expressions that math-verify reads in a text, as LaTeX if it marks none itself."""
     return library.parse(text if "$" in text else f"${text}$")

@@ -74,7 +74,7 @@ def _order(seed: int, epoch: int, count: int) -> Sequence[int]:
 
 @dataclass(frozen=True)
 class _Rules:
-    """How rows are read; as of `read_problems`."""
+    """Rules by which rows are read; as of `read_problems`."""
 
     check: Check
     thinking: bool | None
@@ -123,7 +123,7 @@ def _problems(files: Sequence[str], _: object, rules: _Rules) -> tuple[RowProble
 
 
 def _stamps(files: Sequence[str]) -> tuple[tuple[str, int], ...]:
-    """What changes when files do: a run asks for their rows several times."""
+    """Key that changes when files do: a run asks for their rows several times."""
     return tuple((name, Path(name).stat().st_mtime_ns if Path(name).exists() else 0) for name in files)
 
 

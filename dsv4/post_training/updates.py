@@ -1,4 +1,4 @@
-"""What updates of GRPO and of distillation share: settings, the numerics of their forwards, the optimizer's step."""
+"""Updates of GRPO and of distillation: their settings, the numerics of their forwards, the optimizer's step."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ KEEP_ALIVE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Services:
-    """What an application works with beside its engines, and does not close."""
+    """Services of an application beside its engines, which it does not close."""
 
     drain: Drain = field(default_factory=Drain)  # lets the caller shut the server down
     responses: ResponseStore | None = None  # of the Responses API; None: in memory

@@ -1,4 +1,4 @@
-"""Which requests may share stored prefixes: a prefix that is there answers faster, which tells that someone sent it."""
+"""Isolation of stored prefixes: one that is there answers faster, which tells others that someone sent it."""
 
 from __future__ import annotations
 

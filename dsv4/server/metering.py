@@ -19,7 +19,7 @@ from dsv4.usage.records import UsageRecord, masked, plain, time_text
 
 @dataclass(frozen=True)
 class Client:
-    """Who asked for what, by the request's own words."""
+    """User and model of a request, by its own words."""
 
     wire_format: str
     model: str

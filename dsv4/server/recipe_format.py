@@ -66,7 +66,7 @@ class RecipeFormat(WireFormat):
         return plain | {"thinking": {"type": "disabled"}}
 
     def settings(self, request: Request, options: recipe.ConversionOptions) -> object:
-        """What the format's generator needs of deepseek-recipe's request; the conversion consumes that."""
+        """Parts of deepseek-recipe's request that the format's generator needs; the conversion consumes it."""
         return None
 
     def generator(self, request: RecipeRequest, answer_id: str) -> Generator:

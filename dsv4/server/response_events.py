@@ -36,7 +36,7 @@ class ResponseEvent:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the events of an answer need of its request.
+    """Parts of a request that the events of its answer need.
 
     `reported`: fields of the response object beside deepseek-recipe's. `sealed`: True if reasoning items carry their
     text for the next turn. `custom`: (namespace, name) of the functions that the client declared as custom tools.

@@ -70,7 +70,7 @@ def _measured(value: object) -> tuple[int, list[Json], set[str]]:
 
 
 def _named(reference: str, roots: list[Json]) -> object:
-    """What a reference names in the first of `roots` that has it."""
+    """Target of a reference in the first of `roots` that has it."""
     for root in roots[:_MAX_ROOTS]:
         found: Any = root
         for name in reference.removeprefix("#/").split("/"):

@@ -15,7 +15,7 @@ _KINDS = {"enabled": True, "adaptive": True, "disabled": False}
 
 @dataclass(frozen=True)
 class TemplateOptions:
-    """What the switches of a request say; None where they say nothing."""
+    """Values of a request's switches; None where they say nothing."""
 
     thinking: bool | None = None
     effort: str | None = None

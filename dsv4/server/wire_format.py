@@ -103,7 +103,7 @@ class WireRequest(ABC):
 
     @property
     def cache_salt(self) -> str | None:
-        """What further separates the request's prefixes from those of others."""
+        """Further salt of the request's prefixes, which separates them from those of others."""
         return None
 
     @abstractmethod

@@ -40,7 +40,7 @@ def has_state(run_dir: Path) -> bool:
 def pack_run(
     progress: RunPosition, updates: Mapping[AttentionPhase, int], random: Sequence[Tensor]
 ) -> tuple[dict[str, Any], dict[str, Any], bool]:
-    """What a checkpoint of ranks holds beside the tensors: position, what is common, suspicion (Checkpoints.start).
+    """Contents of a checkpoint of ranks beside the tensors: position, what is common, suspicion (Checkpoints.start).
 
     updates: of the optimizer, by phase; random: states of the ranks' generators.
     """
@@ -65,7 +65,7 @@ def unpack_run(
 
 
 def named_tensors(model: Transformer, optimizer: MuonAdamW) -> dict[str, Tensor]:
-    """What a run changes, by the names in a checkpoint of ranks (ShardedMuonAdamW.state), not copied."""
+    """Tensors that a run changes, by the names in a checkpoint of ranks (ShardedMuonAdamW.state), not copied."""
     tensors = {name: tensor.detach() for name, tensor in run_tensors(model).items()}
     muon = {rule.name for rule in optimizer.rules if rule.kind == "muon"}
     found: dict[str, Tensor] = {}

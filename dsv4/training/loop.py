@@ -93,7 +93,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class StepOptimizer(Protocol):
-    """What the loop itself needs of an optimizer, which `Processes.update` steps."""
+    """Methods of an optimizer that the loop itself calls; `Processes.update` steps it."""
 
     def gradient_norm(self) -> float: ...
 

@@ -184,7 +184,7 @@ def plan_here(recipe: PretrainRecipe, config: ModelConfig, rate: float, memory: 
 
 
 def _policies(recipe: PretrainRecipe) -> list[Recompute]:
-    """What every stage runs again: its own `recompute`, or else the run's."""
+    """Recomputation of every stage: its own `recompute`, or else the run's."""
     return [recipe.run.recompute if stage.recompute is None else stage.recompute for stage in recipe.stages]
 
 
@@ -204,7 +204,7 @@ def _setting(recipe: PretrainRecipe, config: ModelConfig, machine: Machine, choi
 
 
 def _adapters(recipe: PretrainRecipe, config: ModelConfig) -> Adapters | None:
-    """What the run trains in place of every parameter; None: it trains every parameter."""
+    """Adapters that the run trains; None: it trains every parameter."""
     if recipe.lora.settings is None:
         return None
     from dsv4.training.lora import planned  # imports torch, as the check of lora.* has

@@ -1,4 +1,4 @@
-"""What the DeepSeek-V4 report says of the published runs: defaults of recipes with their shapes, and of plans."""
+"""Figures of the published runs, from the DeepSeek-V4 report: defaults of recipes with their shapes, and of plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the optimizers over ranks have in common: a MuonAdamW of the parameters that this rank steps."""
+"""Base of the optimizers over ranks: a MuonAdamW of the parameters that this rank steps."""
 
 from __future__ import annotations
 

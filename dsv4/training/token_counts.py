@@ -96,5 +96,5 @@ def keep_counts(run_dir: Path, stages: Iterable[tuple[MixtureSource, float]], vo
 
 
 def read_counts(run_dir: Path) -> np.ndarray:
-    """What `keep_counts` wrote."""
+    """Counts that `keep_counts` wrote."""
     return np.load(run_dir / FILE)

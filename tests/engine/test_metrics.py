@@ -1,4 +1,4 @@
-"""What the engine counts, and that the cache's bytes are those that the config alone gives."""
+"""Counters of the engine, and the cache's bytes, which the config alone gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which teacher a problem has: that of its domain and effort, of its domain, or the default."""
+"""Teacher of a problem: that of its domain and effort, of its domain, or the default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one body takes beside its JSON: little, whatever is in it. The limit of a body's bytes is large."""
+"""Memory of one body beside its JSON: little, whatever is in it. The limit of a body's bytes is large."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who a request counts for: the key that let it in, and the user that its body names."""
+"""Users of requests: the key that let it in, and the user that its body names."""
 
 import pytest
 

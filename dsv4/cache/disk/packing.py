@@ -12,7 +12,7 @@ from dsv4.cache.tensors import CompressorState
 
 
 def page_layout(cache: Cache) -> list[str]:
-    """What a page holds, in words: ratio, dtype and width of each compressor's entries."""
+    """Contents of a page in words: ratio, dtype and width of each compressor's entries."""
     empty = [(c.ratio, c.read_pages([])) for c in _compressors(cache)]
     return [f"{ratio}: {entries.dtype} {list(entries.shape[1:])}" for ratio, entries in empty]
 

@@ -44,8 +44,10 @@ class StateToWrite:
 
 @dataclass(frozen=True)
 class WriteJob:
-    """What is to be written of one prefix, as copies. `path`: keys of all its blocks, those of `keys` among them. Their
-    files count as used, and so do those of `used`."""
+    """Copies of the parts of one prefix that are to be written.
+
+    `path`: keys of all its blocks, those of `keys` among them. Their files count as used, and so do those of `used`.
+    """
 
     depth: int  # number of the first block
     keys: list[bytes] = field(default_factory=list)
@@ -243,7 +245,7 @@ class Writer:
         return True
 
     def _records(self, job: WriteJob, reached: Sequence[bytes], there: Collection[bytes], index: Index) -> list[Record]:
-        """What of a job can be found and is not there: another process may have written it since."""
+        """Parts of a job that are not there yet: another process may have written some since."""
         records: list[Record] = []
         if job.blocks is not None:
             wanted = set(reached).difference(there)

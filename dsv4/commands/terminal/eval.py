@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _unusable(options: argparse.Namespace, parts: Sequence[str]) -> str | None:
-    """What is wrong with the flags, before minutes of scoring: parts that lack their data, files without a place."""
+    """Faults of the flags, before minutes of scoring: parts that lack their data, files without a place."""
     others = [part for part in parts if part in PARTS]
     if others and not (options.data and options.corpus):
         return f"--parts {' '.join(parts)}: {', '.join(PARTS)} need --data and --corpus"

@@ -132,7 +132,7 @@ def copyright_files(folder: Path) -> Iterator[Path]:
 
 
 def borrowed_licences(folder: Path) -> list[str]:
-    """Where the copyright file is of an unpacked package whose documents are another's: a link to that one's folder."""
+    """Copyright file of an unpacked package whose documents are another's: a link to that one's folder."""
     links = sorted(path.readlink().name for path in (folder / "usr/share/doc").glob("*") if path.is_symlink())
     return [f"see the copyright file of {name}" for name in links]
 

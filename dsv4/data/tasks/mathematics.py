@@ -80,7 +80,7 @@ def reproducibly(draw: Callable[[], Any], seed: int) -> Any:
 
 
 def _key(name: str, question: str) -> str:
-    """What a question is about, whatever its words: for a sum its expression, which chain_sum can ask too."""
+    """Subject of a question, whatever its words: for a sum its expression, which chain_sum can ask too."""
     if match := _SUM.search(question):
         return " ".join(match.groups())
     place = _place(question) if name == "place_value" else ""

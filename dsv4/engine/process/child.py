@@ -158,7 +158,7 @@ class Child:
         return stopped
 
     def describe_end(self) -> str:
-        """How the process has ended, in words."""
+        """End of the process in words."""
         if self._killed_for is not None:
             return f"the engine process {self._killed_for} and was killed"
         status = self._process.returncode

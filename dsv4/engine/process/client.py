@@ -279,7 +279,7 @@ class EngineProcess:
     def _judge(
         self, child: Child, refusal: BaseException | None, stopped: Stopped | None, served_seconds: float
     ) -> tuple[EngineError, float | None]:
-        """What requests are told from now on, and seconds until the next start, None: there is none."""
+        """Error of requests from now on, and seconds until the next start, None: there is none."""
         if stopped is not None and stopped.lasting:
             return EngineError(f"the engine has failed: {stopped.reason}"), None
         if stopped is not None:

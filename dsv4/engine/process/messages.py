@@ -118,7 +118,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Events:
-    """What a step has brought: (request id, packed event) pairs."""
+    """Events of a step: (request id, packed event) pairs."""
 
     events: list[tuple[int, PackedEvent]]
     state: EngineState

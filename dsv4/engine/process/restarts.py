@@ -1,4 +1,4 @@
-"""When a crashed engine is started again: after a pause that doubles, and not for ever."""
+"""Restarts of a crashed engine: after a pause that doubles, and not for ever."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from dsv4.tokenizer.prompts import PromptEncoder, effort_ladder
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the process tells about the model that it has loaded."""
+    """Description of the model that the process has loaded."""
 
     name: str
     path: Path | None

@@ -31,7 +31,7 @@ class StuckWatch:
         self._since_step = self._since_message = 0.0
 
     def verdict(self, process: object, now: Activity) -> str | None:
-        """What is wrong with a process, in words, None while nothing is. Another process starts from zero."""
+        """Fault of a process in words, None while there is none. Another process starts from zero."""
         last, known = self._last, process is self._process
         self._process, self._last = process, now
         stands = known and min(now.num_requests, last.num_requests) > 0 and now.num_steps == last.num_steps

@@ -1,4 +1,4 @@
-"""What sandboxes with a supervisor inside have in common: requests, replies, loss and end."""
+"""Base of sandboxes with a supervisor inside: requests, replies, loss and end."""
 
 import functools
 import logging

@@ -212,7 +212,7 @@ def _assertions(sandbox: Sandbox, test: AssertionTest, timeout: float | None) ->
 
 
 def failure(result: Result) -> str:
-    """How a command failed, and the last line that it wrote to standard error."""
+    """Failure of a command, and the last line that it wrote to standard error."""
     lines = printable(result.stderr).strip().splitlines()
     return result.describe() + (f": {shown(lines[-1])}" if lines else "")
 

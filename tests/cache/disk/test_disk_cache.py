@@ -1,4 +1,4 @@
-"""What comes from the disk is what was stored; whatever has happened to the files, it is never anything else."""
+"""Prefixes from the disk are those stored; whatever has happened to the files, they are never others."""
 
 from __future__ import annotations
 
