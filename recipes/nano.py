@@ -32,19 +32,16 @@ from dsv4.training.loop import Stage, Trainer
 from dsv4.training.nano_recipe import NanoRecipe, step_flops
 from dsv4.training.plan import FixedPlan, TimePlan
 from dsv4.training.plots import draw_run
+from dsv4.training.pretrain_folder import new_run, resume_run
 from dsv4.training.pretrain_recipe import PretrainRecipe
+from dsv4.training.pretrain_run import STOPPED, make_trainer
 from dsv4.training.rank_loop import RankTrainer
 from dsv4.training.recipe import read_recipe, split_words, write_recipe
 from dsv4.training.sources import TASKS, MixtureSource
 from dsv4.training.stopping import RunStoppedError
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for recipes.pretrain, also where this file is run by its path
-
-from recipes.pretrain import STOPPED, make_trainer, new_run, resume_run  # noqa: E402
-
 CURVE_STEPS = 200
-RECIPE = ROOT / "recipes" / "nano.toml"
+RECIPE = Path(__file__).with_name("nano.toml")
 # One process, with memory to keep all that the backward reads.
 ON_GPU = (
     *("base.run.device=cuda", "base.run.replicas=1", "base.stages.4.recompute=none"),

@@ -29,6 +29,7 @@ from dsv4.post_training.sft_preview import show_samples
 from dsv4.post_training.sft_samples import Refusal, TurnSource, read_samples
 from dsv4.tokenizer.prompts import PromptEncoder
 from dsv4.training.pretrain_recipe import PretrainRecipe
+from dsv4.training.pretrain_run import mixture_source
 from dsv4.training.recipe import split_words
 from dsv4.training.sources import PartPaths
 from recipes import pretrain
@@ -37,6 +38,7 @@ from recipes import pretrain
 DEFAULTS = {
     "data.fill_in_middle": "0.0",
     "data.split_merged": "0.0",
+    "data.tasks_loss": "mask",
     "data.whole_documents": "true",
     "optimizer.rate": "2e-4",
     "optimizer.warmup_steps": "10",
@@ -106,7 +108,12 @@ def run_samples(options: argparse.Namespace, place: list[str], console: Console,
         first = f"refused {refusals[0].place}: {refusals[0].reason}"
         told.print(f"{first}; --dry-run 0 lists all", style="red", markup=False, highlight=False)
     show = ["--print-config"] if options.print_config else []
-    return pretrain.main([f"stages.0.tokens={written.run_tokens}", *words, *place, *show], "sft")
+    return pretrain.main([*run_length(words, written.run_tokens), *words, *place, *show], "sft")
+
+
+def run_length(words: list[str], tokens: int) -> list[str]:
+    """Key of the run's length, that of its epochs, unless `words` have another."""
+    return [] if any(word.startswith("stages.0.steps=") for word in words) else [f"stages.0.tokens={tokens}"]
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ def write_samples(
     turns: list[TurnSource], folder: Path, options: argparse.Namespace, words: list[str], made: list[Path]
 ) -> Written:
     """Write the run's shards. ValueError if no sample is left, or if the recipe of `words` is wrong."""
-    recipe = pretrain.given_recipe(["stages.0.tokens=1", *words]).resolve()  # its length follows from the samples
+    recipe = pretrain.given_recipe([*run_length(words, 1), *words]).resolve()  # its length follows from the samples
     if (sequence := recipe.stages[0].sequence) < options.max_tokens:
         raise ValueError(
             f"stages.0.sequence is {sequence}, at which samples of up to {options.max_tokens} tokens would be cut; "
@@ -151,7 +158,7 @@ def epoch_tokens(
     if tasks or data.text or given != (shards_word(options.run_dir / SAMPLES),):
         return options.epochs * counts.tokens
     part = PartPaths(Index.read(shards).fingerprint, (shards,))
-    source = pretrain.mixture_source(recipe, 0, folder, [part], recipe.model.config())
+    source = mixture_source(recipe, 0, folder, [part], recipe.model.config())
     return source.open().epoch_rows(options.epochs) * stage.row_tokens
 
 

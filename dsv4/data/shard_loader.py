@@ -90,7 +90,7 @@ class RowShape:
         return -(-tokens // (self.tokens - self.tokens // (_GROWTH if growing else _SPARE)))
 
     def rows_within(self, tokens: float, growing: bool) -> int:
-        """Rows of a group of about `tokens`, but eight of the longest pieces: room for one more of these stays free."""
+        """Rows of a group of about `tokens`, at least of eight of the longest pieces: one more of these has room."""
         fewest = max(2, -(-8 * self.longest(growing) // self.tokens))
         return min(self.group_rows, max(fewest, int(min(tokens / self.tokens, self.group_rows))))
 
@@ -178,7 +178,9 @@ class MixtureLoader:
         """Rows of a group, each a list of documents; every row has at least one."""
         rows, shape = self._rows_of(number), self.shape
         stored = list(self._order.group(number)) if self._order is not None else []
-        pieces = [*self._read_all(stored, rows), *self._generated_pieces(number)]
+        pieces = list(self._read_all(stored, rows))
+        room = rows * shape.tokens - sum(len(ids) for ids, _ in pieces)
+        pieces += self._generated_pieces(number, room, least=0 if pieces else 1)
         names: list[Hashable] = [(piece.part, piece.folder, piece.document, piece.start) for piece in stored]
         names += [None] * (len(pieces) - len(stored))
         lengths, whole = [len(ids) for ids, _ in pieces], range(len(stored) if shape.whole else 0)
@@ -206,18 +208,28 @@ class MixtureLoader:
         assert folders is not None
         return _cut(folders[piece.folder].document(piece.document), piece.start, piece.stop)
 
-    def _generated_pieces(self, number: int) -> Iterator[Tokens]:
-        """Documents drawn until the next one does not fit in their share."""
+    def _generated_pieces(self, number: int, room: int, least: int) -> Iterator[Tokens]:
+        """Documents of the generated part's share, at least `least` of them, in at most `room` tokens.
+
+        They are those that begin in a window of the share's tokens, somewhere in a long sequence of documents: groups
+        have the share in the mean, and long documents as often as they are drawn, however small the window.
+        """
         if self._generated is None:
             return
-        random = Random(stable_hash("generated", self._seed, number))
-        left = self._generated_tokens
-        while True:
+        random, longest = Random(stable_hash("generated", self._seed, number)), self.shape.document_tokens
+        place, taken = -round((1 + random.random()) * longest), 0
+        while place < self._generated_tokens or taken < least:
             document = self._generated.draw(random)
-            left -= len(document)
-            if left < 0:
+            begins, place = place, place + len(document)
+            if begins < 0:
+                continue
+            pieces = split_document(document, longest)
+            if taken < least:
+                pieces = pieces[: room // longest]
+            elif len(document) > room:
                 return
-            for piece in split_document(document, self.shape.document_tokens):
+            taken, room = taken + 1, room - len(document)
+            for piece in pieces:
                 mask = np.array(piece.mask, np.uint8)
                 yield np.array(piece.ids, np.uint32), None if mask.all() else mask
 

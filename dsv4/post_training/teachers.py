@@ -67,13 +67,18 @@ class Teachers:
                     )
 
     def check(self, asked: Iterable[tuple[str, Mode | None]], student: Path) -> None:
-        """ValueError, before a run, for problems without a teacher, or a teacher with another tokenizer.
+        """ValueError, before a run, for problems without a teacher, or a teacher without problems or with other tokens.
 
-        `asked`: domains and efforts of the problems. Another tokenizer is one whose token ids spell other texts than
-        those in the folder `student`; a folder without a tokenizer is not compared.
+        A default teacher may have none. `asked`: domains and efforts of problems. Other tokens: ids that spell other
+        texts than those in the folder `student`; a folder without a tokenizer is not compared.
         """
-        for domain, effort in asked:
-            self.named(domain, effort)
+        asked = list(asked)
+        used = {self.named(domain, effort) for domain, effort in asked}
+        if unused := sorted({*self.teachers} - used - {"default"}):
+            names = {name for domain, effort in asked for name in _names(domain, effort)}
+            raise ValueError(
+                f"teachers of no problem that is asked: {', '.join(unused)}; allowed: {', '.join(sorted(names))}"
+            )
         if not (student / TOKENIZER).is_file():
             return
         tokenizer = Tokenizer.from_pretrained(student)
@@ -94,7 +99,7 @@ class Teachers:
 
         ValueError without any.
         """
-        names = (domain, "default") if effort is None else (f"{domain}.{effort}", domain, "default")
+        names = _names(domain, effort)
         found = next((name for name in names if name in self.teachers), None)
         if found is None:
             raise ValueError(f"no teacher for problems of {names[0]}; there are {', '.join(sorted(self.teachers))}")
@@ -114,6 +119,7 @@ class Teachers:
                 parts += hidden.cpu().split([rollout.num_tokens for rollout in micro])
             with new_file(self._file(domain)) as temporary:
                 save_file({str(place): part.contiguous() for place, part in enumerate(parts)}, temporary)
+            del model  # before the next one is loaded: each may be a whole copy in fp32
 
     def hidden(self, domain: str, places: Sequence[int]) -> Tensor:
         """Hidden states [n, d] of the rollouts `places` of a domain, laid end to end."""
@@ -131,3 +137,8 @@ class Teachers:
 
     def _file(self, domain: str) -> Path:
         return self.cache / f"{quote(domain, safe='')}.safetensors"
+
+
+def _names(domain: str, effort: Mode | None) -> tuple[str, ...]:
+    """Names of the teachers that problems of a domain may have under an effort, the first one that there is."""
+    return (domain, "default") if effort is None else (f"{domain}.{effort}", domain, "default")

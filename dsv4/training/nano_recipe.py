@@ -14,7 +14,7 @@ from dsv4.training.recipe import Section
 from dsv4.training.stage_section import StageSection
 
 PARTS = ("base", "mid", "sft", "long")  # each goes on from the one before
-PART_SEED = 1_000_000_007  # between the seeds of parts, far from those of their stages (recipes/pretrain.py)
+PART_SEED = 1_000_000_007  # between the seeds of parts, far from those of their stages (training/pretrain_run.py)
 
 
 class NanoDataSection(Section):

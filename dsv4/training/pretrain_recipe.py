@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
@@ -98,6 +98,7 @@ class DataSection(Section):
     column: str | None = None  # of the text in JSONL and Parquet files; left out: "text", or "messages" without it
     shards: Texts = ()  # FOLDER or FOLDER=SHARE of the tokens
     tasks: Annotated[float, Field(ge=0.0)] = 0.0
+    tasks_loss: Literal["all", "mask"] = "all"  # on all tokens of the tasks, or on what the assistant says in them
     tokenizer: str | None = None
     group_rows: Annotated[int, Field(ge=2)] = 128
     whole_documents: bool = False  # none is cut to fill a row, but one longer than `sequence` is

@@ -387,6 +387,44 @@ def test_generated_documents_have_their_share(paths: tuple[Path, Path], tokenize
             MixtureLoader(wrong, tokenizer, 1, SHAPE, generated=Numbers())
 
 
+class Uneven:
+    """Generated documents of 10 tokens, and of 100, as many tokens of each."""
+
+    def draw(self, random: Random) -> Document:
+        count = 100 if random.random() < 1 / 11 else 10
+        return Document((1,) * count, (0,) + (1,) * (count - 1))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_long_generated_documents_come_as_often_in_small_groups(
+    paths: tuple[Path, Path], tokenizer: Tokenizer, whole: bool
+) -> None:
+    """A group's share is little more than one of them."""
+    shape = RowShape(tokens=256, document_tokens=128, group_rows=4, alignment=16, whole=whole)
+    parts = [Part("short", 0.8, (ShardFolder(paths[0]),)), Part("made", 0.2, None)]
+    loader = MixtureLoader(parts, tokenizer, 1, shape, generated=Uneven())
+    rows = [row for group in range(400) for row in loader.group(group)]
+    lengths = [len(ids) for row in rows for ids, mask in row if mask is not None]
+    share = sum(lengths) / sum(len(ids) for row in rows for ids, _ in row)
+    assert share == pytest.approx(0.2, rel=0.05)
+    assert sum(length for length in lengths if length > 10) / sum(lengths) == pytest.approx(0.5, rel=0.1)
+
+
+def test_no_group_is_empty(tmp_path: Path, tokenizer_folder: Path, tokenizer: Tokenizer) -> None:
+    """Though no document of either part fits into its share of a group."""
+    shape = RowShape(tokens=64, document_tokens=64, group_rows=2, alignment=16)
+    folder = shards(tmp_path, tokenizer_folder, "few", 20, 60)
+    parts = [Part("few", 1.0, (ShardFolder(folder),)), Part("made", 1.0, None)]
+
+    class Long:
+        def draw(self, random: Random) -> Document:
+            return Document((1,) * 90, (1,) * 90)
+
+    loader = MixtureLoader(parts, tokenizer, 1, shape, generated=Long())
+    for group in range(60):
+        assert all(sum(len(ids) for ids, _ in row) for row in loader.group(group))
+
+
 def refused() -> Iterator[tuple[str, object]]:
     yield "documents of 300 tokens in rows of 256", lambda: RowShape(256, 300)
     yield "1 rows per group", lambda: RowShape(256, 256, 1)

@@ -46,6 +46,8 @@ def test_problems_without_a_teacher_are_named_before_a_run() -> None:
     for names, message in (
         (("gcd.low", "number_sorting"), r"no teacher for problems of gcd\.none; there are gcd\.low, number_sorting"),
         (("gcd", "number_sorting.low"), r"no teacher for problems of number_sorting; there are"),
+        (("default", "gcd.lo"), r"no problem that is asked: gcd\.lo; allowed: default, gcd, gcd\.low, gcd\.none, num"),
+        (("gcd", "gcd.none", "gcd.low", "default"), "teachers of no problem that is asked: gcd; allowed"),
     ):
         with pytest.raises(ValueError, match=message):
             teachers(*names).check(asked, nano_path())

@@ -24,8 +24,10 @@ from dsv4.checkpoint.atomic import sole_writer
 from dsv4.data.shards import Index
 from dsv4.model.stacks import native_tensors
 from dsv4.model_folder import nano_path
-from dsv4.training import gradient
+from dsv4.training import gradient, pretrain_run
+from dsv4.training.pretrain_folder import new_run, resume_run
 from dsv4.training.pretrain_recipe import PretrainRecipe
+from dsv4.training.pretrain_run import check_ranks, make_model, make_stages, make_trainer, make_values
 from dsv4.training.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,13 +117,13 @@ def test_replicas_see_the_batches_of_one_process(main: Any, model: Path, texts: 
 
 def test_ranks_draw_the_values_of_one_process(model: Path, texts: Path, tmp_path: Path) -> None:
     """Tables of hash routing too, one by one, to the bit."""
-    recipe, console = runpy.run_path(str(RECIPE)), Console(quiet=True)
+    console = Console(quiet=True)
     keys = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=1", *SIZE]
-    run = recipe["new_run"](read_recipe(PretrainRecipe, None, keys), tmp_path, console)
+    run = new_run(read_recipe(PretrainRecipe, None, keys), tmp_path, console)
     config = dsv4.ModelConfig.from_pretrained(tmp_path)
-    begin = run, config, tmp_path, recipe["make_stages"](run, tmp_path, config, 0)[0]
-    want = native_tensors(recipe["make_model"](*begin, torch.Generator().manual_seed(5)))
-    found = dict(recipe["make_values"](*begin, torch.Generator().manual_seed(5))(want))
+    begin = run, config, tmp_path, make_stages(run, tmp_path, config, 0)[0]
+    want = native_tensors(make_model(*begin, torch.Generator().manual_seed(5)))
+    found = dict(make_values(*begin, torch.Generator().manual_seed(5))(want))
     assert found.keys() == want.keys()
     for name, tensor in want.items():
         assert torch.equal(found[name], tensor), name
@@ -155,42 +157,43 @@ def test_ranks_train_and_export_as_one_process(main: Any, model: Path, texts: Pa
 def test_a_batch_that_grows_by_other_steps_on_other_ranks_is_not_resumed(
     last: int, ramp: int, words: list[str], same: bool, model: Path, texts: Path, tmp_path: Path
 ) -> None:
-    recipe, console = runpy.run_path(str(RECIPE)), Console(quiet=True)
+    console = Console(quiet=True)
     keys = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=30", f"stages.0.batch_tokens={128 * last}"]
     keys += [f"stages.0.ramp_tokens={ramp}", "stages.0.ramp_from=256"] if ramp else []
-    recipe["new_run"](read_recipe(PretrainRecipe, None, [*keys, *SIZE]), tmp_path, console)
+    new_run(read_recipe(PretrainRecipe, None, [*keys, *SIZE]), tmp_path, console)
     if same:
-        recipe["resume_run"](tmp_path, words)
+        resume_run(tmp_path, words)
         return
     with pytest.raises(ValueError, match=r"of 128 tokens on 1 processes .* of 256 on 2, .* allowed: .* of 1, with any"):
-        recipe["resume_run"](tmp_path, words)
+        resume_run(tmp_path, words)
 
 
 def test_all_ranks_count_in_the_rate_of_the_machine(
     model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which MFU divides by: also those of a pipeline and of parts, which have no batches of their own."""
-    recipe, console = runpy.run_path(str(RECIPE)), Console(quiet=True)
+    console = Console(quiet=True)
     keys = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=1", *SIZE]
     keys += [f"parallel.{dimension}=2" for dimension in ("data", "pipeline", "context")]
-    run = recipe["new_run"](read_recipe(PretrainRecipe, None, keys), tmp_path, console)
+    run = new_run(read_recipe(PretrainRecipe, None, keys), tmp_path, console)
     monkeypatch.setenv("WORLD_SIZE", "8")
     asked: list[int] = []
-    names = recipe["make_trainer"].__globals__
-    monkeypatch.setitem(names, "product_rate", lambda device, dtype, processes: asked.append(processes) or 1.0)
-    monkeypatch.setitem(names, "RankTrainer", lambda *_, **__: None)
-    monkeypatch.setitem(names, "on_first_rank", lambda name, work: work())
-    recipe["make_trainer"](run, tmp_path, 0, console)
+    for name, stub in (
+        ("product_rate", lambda device, dtype, processes: asked.append(processes) or 1.0),
+        ("RankTrainer", lambda *_, **__: None),
+        ("on_first_rank", lambda _, work: work()),
+    ):
+        monkeypatch.setattr(pretrain_run, name, stub)
+    make_trainer(run, tmp_path, 0, console)
     assert asked == [8]
 
 
 def test_a_spike_rolls_the_run_back(model: Path, texts: Path, tmp_path: Path) -> None:
-    recipe = runpy.run_path(str(RECIPE))
     keys = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=14", *SIZE, "run.count_clamps=true"]
     keys += ["stability.rollback=true", "stability.window=8", "stability.fewest=4", "stability.margin=1"]
     console = Console(quiet=True)
-    run = recipe["new_run"](read_recipe(PretrainRecipe, None, keys), tmp_path, console)
-    trainer = recipe["make_trainer"](run, tmp_path, 0, console)
+    run = new_run(read_recipe(PretrainRecipe, None, keys), tmp_path, console)
+    trainer = make_trainer(run, tmp_path, 0, console)
     trainer.run(stop_after=9)
     with torch.no_grad():
         trainer.model.head.weight *= -100.0
@@ -401,9 +404,9 @@ def test_a_ladder_trains_dense_then_the_indexer_then_sparse_on_longer_documents(
         *("ladder.tokens=20480", "ladder.context=512", "ladder.batch_tokens=8192", "run.quantized_share=0"),
         *("ladder.dense=0.4", "ladder.warmup=0.2", "ladder.longest=0.2", "ladder.ramp_from=0.5"),
     ]
-    recipe, run, console = runpy.run_path(str(RECIPE)), tmp_path / "run", Console(quiet=True)
-    made = recipe["new_run"](read_recipe(PretrainRecipe, None, words), run, console)
-    trainer = recipe["make_trainer"](made, run, 0, console)
+    run, console = tmp_path / "run", Console(quiet=True)
+    made = new_run(read_recipe(PretrainRecipe, None, words), run, console)
+    trainer = make_trainer(made, run, 0, console)
     names = {True: set(), False: set()}  # parameters of indexers, and all others
     for name, _ in trainer.model.named_parameters():
         names[".indexer." in name].add(name)
@@ -453,9 +456,8 @@ def dsv4_data(*arguments: str) -> int:
 def test_ranks_and_settings_of_one_process_are_refused(words: list[str], said: str) -> None:
     recipe = read_recipe(PretrainRecipe, None, words)
     if said.startswith("for"):
-        checks = runpy.run_path(str(RECIPE))["check_ranks"]
         with pytest.raises(ValueError, match=said):
-            checks(recipe)
+            check_ranks(recipe)
     else:
         with pytest.raises(ValueError, match=said):
             recipe.resolve()

@@ -23,9 +23,11 @@ from dsv4.config import ModelConfig, nano_path
 from dsv4.data.shards import ShardFolder
 from dsv4.engine import LLM, SamplingParams
 from dsv4.post_training.recipe_run import tokenizer_files
+from dsv4.training import pretrain_run
 from dsv4.training.export import export_model
 from dsv4.training.plan import CALIBRATION_STEPS
 from dsv4.training.pretrain_recipe import PretrainRecipe
+from dsv4.training.pretrain_run import make_source
 from dsv4.training.sources import MixtureSource
 from recipes import pretrain, sft
 from tests.data.test_records import native_rows
@@ -82,7 +84,7 @@ def make_run(words: list[str], run: Path, monkeypatch: pytest.MonkeyPatch) -> tu
     given: list[argparse.Namespace] = []
     assert sft.main([*words, "--run-dir", str(run)]) == 0
     recipe = pretrain.new_run(pretrain.given_recipe(given[0].recipe), run, Console(quiet=True))
-    return recipe, pretrain.make_source(recipe, 0, run, ModelConfig.from_pretrained(run), 0)
+    return recipe, make_source(recipe, 0, run, ModelConfig.from_pretrained(run), 0)
 
 
 @pytest.mark.parametrize("count", [9, 150])
@@ -113,8 +115,12 @@ def test_beside_other_data_the_run_has_the_tokens_of_its_epochs(
     folder: Path, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [str(folder), str(talks), "--epochs", "50", "data.tasks=1", "--max-tokens", "512"]
-    recipe, _ = make_run(words, tmp_path / "run", monkeypatch)
+    recipe, source = make_run(words, tmp_path / "run", monkeypatch)
+    masks = [mask for number in range(8) for mask in source.batch(number).loss_masks]
+    assert all(mask[0] == 0 < sum(mask) for mask in masks), "questions of the tasks are no targets either"
     assert recipe.stages[0].tokens == 50 * ShardFolder(tmp_path / "run" / "samples").index.counts.tokens
+    recipe, _ = make_run([*words, "stages.0.steps=3"], tmp_path / "three", monkeypatch)
+    assert recipe.stages[0].num_steps(1) == 3
     with pytest.raises(SystemExit, match="stages.0.sequence is 64, at which samples of up to 512 tokens would be cut"):
         sft.main([*words, "stages.0.sequence=64", "--run-dir", str(tmp_path / "other")])
     with pytest.raises(SystemExit, match="whole_documents with fill_in_middle 0.5"):
@@ -209,7 +215,7 @@ def test_a_run_that_cannot_begin_leaves_what_was_there(
     run = tmp_path / "run"
     run.mkdir()
     (run / "notes").touch()
-    monkeypatch.setattr(pretrain, "make_model", fail)
+    monkeypatch.setattr(pretrain_run, "make_model", fail)
     with pytest.raises(SystemExit, match="too large a model"):
         sft.main([str(folder), str(talks), "--run-dir", str(run)])
     assert [path.name for path in run.iterdir()] == ["notes"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import dsv4
 from dsv4.analysis.training_flops import training_flops
@@ -25,7 +26,9 @@ from dsv4.training.handover import take_state
 from dsv4.training.lora import planned
 from dsv4.training.lora_settings import LoraSettings
 from dsv4.training.prediction import check_run
+from dsv4.training.pretrain_folder import new_run
 from dsv4.training.pretrain_recipe import PretrainRecipe
+from dsv4.training.pretrain_run import make_source, make_trainer
 from dsv4.training.recipe import read_recipe
 from dsv4.training.start import folder_values, load_start
 
@@ -87,7 +90,7 @@ def test_a_run_goes_on_from_the_weights_of_any_layout(
     assert first["lr"] == pytest.approx(3e-4)  # the default of runs that do not begin from scratch
     assert (first["mtp_loss"] > 0) == (layout != "without_mtp")
     recipe = read_recipe(PretrainRecipe, run / "recipe.toml")
-    source = runpy.run_path(str(RECIPE))["make_source"](recipe, 0, run, CONFIG, 0)
+    source = make_source(recipe, 0, run, CONFIG, 0)
     batch = source.batch(0)
     start, losses, targets = load_model(folders[layout]), 0.0, 0
     for document, mask in zip(batch.documents, batch.loss_masks, strict=True):
@@ -150,9 +153,9 @@ def test_adapters_resume_to_the_same_bits(
     kept = sorted(path.name for path in (tmp_path / "straight" / "adapter").iterdir())
     assert kept == ["adapter_config.json", "adapter_model.safetensors"]
     again = tmp_path / "again"
-    stopped = runpy.run_path(str(RECIPE))
-    recipe = stopped["new_run"](stopped["given_recipe"](words), again, stopped["Console"](quiet=True))
-    stopped["make_trainer"](recipe, again, 0, stopped["Console"](quiet=True)).run(stop_after=1)
+    console = Console(quiet=True)
+    recipe = new_run(read_recipe(PretrainRecipe, None, words), again, console)
+    make_trainer(recipe, again, 0, console).run(stop_after=1)
     state = torch.load(again / "state.pt")
     assert all(".lora_" in name for name in state["model"])
     assert main(["--resume", "--run-dir", str(again)]) == 0
