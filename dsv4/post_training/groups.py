@@ -56,7 +56,14 @@ def sampling_figures(groups: Sequence[Group]) -> dict[str, Any]:
         }
         | _by_effort(groups)
         | _by_judge(groups, rewards)
+        | _by_language(rewards)
     )
+
+
+def _by_language(rewards: Sequence[Reward]) -> dict[str, float]:
+    """language: mean share of the answers in their questions' languages."""
+    shares = [reward.language for reward in rewards if reward.language is not None]
+    return {"language": sum(shares) / len(shares)} if shares else {}
 
 
 def _by_judge(groups: Sequence[Group], rewards: Sequence[Reward]) -> dict[str, float]:

@@ -109,9 +109,10 @@ class ObjectiveSection(Section):
 
 
 class RewardSection(Section):
-    """Length penalty of all answers: linear from `free` tokens to `window`, where it is `length`; 0: none."""
+    """Penalties of all answers. Length: linear from `free` tokens to `window`, where it is `length`; 0: none."""
 
     unfinished: Finite = RewardSettings.unfinished
+    language: NotNegative = RewardSettings.language  # of an answer that is in other languages than the question
     length: NotNegative = 0.0
     free: Whole = 0
     window: Whole = 0  # 0: sampling.max_tokens
@@ -210,7 +211,7 @@ class GRPORecipe(PolicyRecipe):
         drawn = self.sampling
         return GRPORunSettings(
             learner=learner,
-            rewards=RewardSettings(unfinished=reward.unfinished, length=penalty),
+            rewards=RewardSettings(unfinished=reward.unfinished, length=penalty, language=reward.language),
             group_size=objective.group_size,
             mini_batches=objective.mini_batches,
             reference_every=objective.reference_every,

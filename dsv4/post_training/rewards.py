@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dsv4.post_training.efforts import penalty_of, unwrapped
 from dsv4.post_training.episodes.trajectory import Trajectory
+from dsv4.post_training.language import consistency, question_of
 from dsv4.post_training.problems import ExplainedProblem, ParallelProblem, Problem, answer_of
 from dsv4.post_training.rollouts import Sampled
 from dsv4.post_training.rubric import RubricQuestion, Verdict
@@ -28,11 +29,14 @@ class RewardSettings:
     unfinished: float = 0.0  # of an answer that is cut off, or whose thinking never ends; in place of the problem's
     judge_cut_off: bool = False  # an answer that is cut off is judged as it stands
     length: LengthReward | None = None
+    language: float = 0.0  # taken from the reward where nothing is in the question's language (language.py)
     threads: int = 0  # that judge answers of problems that run programs; 0: one per processor
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.unfinished):
             raise ValueError(f"unfinished is {self.unfinished}; allowed: a finite number")
+        if not 0.0 <= self.language < math.inf:
+            raise ValueError(f"language is {self.language}; allowed: 0 or more, a finite number")
         if self.threads < 0:
             raise ValueError(f"threads is {self.threads}; allowed: 0 (one per processor), or more")
 
@@ -47,6 +51,7 @@ class Reward:
     reason: str = ""  # of the value, where the problem says one
     by_rubric: float | None = None  # the judge's share of the value, of rubric questions
     known: float | None = None  # and the true reward beside it, where one is known
+    language: float | None = None  # share of the answer in the question's language, where it counts
 
 
 def judge(
@@ -78,12 +83,16 @@ def _reward(
     total = _with_penalties(given, problem, rollout.num_tokens, settings)
     if total.value is None:
         return Reward(0.0, False, total.error)
+    value, language = total.value, None
+    if settings.language:
+        language = consistency(question_of(problem.prompt()), rollout.text)
+        value -= settings.language * (1.0 - language)
     if answer is None or found is None:
-        return Reward(total.value, correct=False)
+        return Reward(value, correct=False, language=language)
     asked, by_rubric, known = unwrapped(problem), None, None
     if isinstance(asked, RubricQuestion):
         by_rubric, known = given, _known(asked, answer)
-    return Reward(total.value, given >= 1.0, None, found.reason, by_rubric, known)
+    return Reward(value, given >= 1.0, None, found.reason, by_rubric, known, language)
 
 
 def _with_penalties(given: float, problem: Problem, tokens: int, settings: RewardSettings) -> Verdict:
