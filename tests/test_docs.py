@@ -171,3 +171,11 @@ def test_the_format_table_has_every_format() -> None:
 def test_the_error_table_has_every_status() -> None:
     statuses = {int(status) for row in table("request.md", "Errors") for status in re.findall(r"\b\d{3}\b", row[0])}
     assert statuses == {400, 499, *errors._KINDS}
+
+
+def test_environment_variables_are_documented() -> None:
+    read = {
+        name for path in (ROOT / "dsv4").rglob("*.py") for name in re.findall(r"\"(DSV4_[A-Z_]+)\"", path.read_text())
+    }
+    pages = "".join([*PAGES.values(), (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")])
+    assert len(read) > 5 and not {name for name in read if f"`{name}" not in pages}

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({"model": name, **report, "config": config.to_dict()}, indent=2))
     else:
-        from dsv4.analysis.table import print_summary
+        from dsv4.commands.terminal.inspect import print_summary
 
         print_summary(name, config, report)
 
