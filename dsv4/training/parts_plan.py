@@ -34,17 +34,17 @@ class PartsPlan:
         return sum(plan.gpu_hours * plan.price for plan in self.parts.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """The plans as one object for JSON."""
+        """The plans as one object for JSON; where one does not fit, times and cost are null."""
         plans = self.parts.values()
+        fits = all(plan.fits for plan in plans)
+        time = {"seconds": self.seconds, "gpu_hours": self.gpu_hours, "cost": self.cost}
         return {
             "parts": {name: plan.to_dict() for name, plan in self.parts.items()},
-            "fits": all(plan.fits for plan in plans),
+            "fits": fits,
             "peak_memory_bytes": round(max(stage.memory.total for plan in plans for stage in plan.stages)),
             "tokens": sum(stage.shape.tokens for plan in plans for stage in plan.stages),
-            "seconds": self.seconds,
             "budget_seconds": self.budget,
-            "gpu_hours": self.gpu_hours,
-            "cost": self.cost,
+            **(time if fits else dict.fromkeys(time)),
         }
 
 

@@ -68,8 +68,9 @@ class RunPlan:
         return all(stage.fits for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as one object for JSON."""
+        """The plan as one object for JSON; where it does not fit, times and cost are null."""
         setting = self.setting
+        time = {"seconds": self.seconds, "gpu_hours": self.gpu_hours, "cost": self.cost}
         return {
             "machine": asdict(setting.machine),
             "gpus": setting.gpus,
@@ -83,21 +84,22 @@ class RunPlan:
             "peak_memory_bytes": round(max(stage.memory.total for stage in self.stages)),
             "steps": sum(stage.shape.steps for stage in self.stages),
             "tokens": sum(stage.shape.tokens for stage in self.stages),
-            "seconds": self.seconds,
-            "gpu_hours": self.gpu_hours,
             "price_per_gpu_hour": self.price,
-            "cost": self.cost,
+            **(time if self.fits else dict.fromkeys(time)),
         }
 
 
 def _stage_dict(plan: StagePlan) -> dict[str, Any]:
     memory = {name: round(value) for name, value in asdict(plan.memory).items()}
+    time = {
+        "seconds_per_step": plan.step_seconds, "computation_seconds": plan.computation,
+        "communication_seconds": plan.communication, "bubble": plan.bubble, "mfu": plan.mfu, "seconds": plan.seconds,
+    }  # fmt: skip
     return {
         **asdict(plan.shape), "recipe_rows_per_step": plan.asked_rows, "degrees": asdict(plan.degrees),
         "recompute": plan.recompute, "micro_batches": plan.micro_batches,
         "memory_bytes": memory | {"total": round(plan.memory.total)}, "fits": plan.fits,
-        "seconds_per_step": plan.step_seconds, "computation_seconds": plan.computation,
-        "communication_seconds": plan.communication, "bubble": plan.bubble, "mfu": plan.mfu, "seconds": plan.seconds,
+        **(time if plan.fits else dict.fromkeys(time)),
     }  # fmt: skip
 
 
