@@ -110,4 +110,4 @@ def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"tests is a text that is no JSON: {error}") from None
+        raise ValueError(f"tests is a text that is no JSON ({error}); allowed: a list of tests, or its JSON") from None
