@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from itertools import accumulate
 
 import deepseek_recipe as recipe
 
 from dsv4.conversation.call_ids import Chunk, begun_calls
+from dsv4.conversation.tool_calls import CutCall
 from dsv4.conversation.tool_markup import Text, Token, ToolMarkup
 from dsv4.conversation.tool_tags import BLOCK
 from dsv4.conversation.turn import Turn
 from dsv4.conversation.turn_recorder import TurnRecorder
 from dsv4.conversation.vocabulary import Vocabulary
-from dsv4.engine.outputs import Alternatives, FinishReason, Timings, TokenEvent
+from dsv4.engine.outputs import Alternatives, EndReason, FinishReason, Timings, TokenEvent
 from dsv4.tokenizer.special import END_THINK
 
 Generator = recipe.ChatCompletionChunkGenerator | recipe.MessagesChunkGenerator | recipe.ResponsesChunkGenerator
@@ -30,19 +31,33 @@ class Answer:
         self._prompt_tokens = len(turn.prompt_token_ids)
         self._vocabulary = vocabulary
         parsing = turn.parsing
-        self._markup = _markup(turn, vocabulary)
+        self._markup = _markup(turn, vocabulary, generator)
         self._decoder = vocabulary.tokenizer.decode_stream()
         self._processor = recipe.StreamProcessor(generator, _outside(parsing), vocabulary.parser_tokenizer)
         self._started = False
         self._recorder = recorder
         self._num_calls = 0  # that the recorder has
         self._reasons = thinks(parsing)
-        self._ends_of_reasoning = {vocabulary.marks.thinking_ends}  # tokens
+        marks = vocabulary.marks
+        self._ends_of_reasoning = {marks.thinking_ends}  # tokens
         if parsing.parse_tool_calls:
-            self._ends_of_reasoning.add(vocabulary.marks.tag)
+            self._ends_of_reasoning.add(marks.tag)
+        self._spells_tags = parsing.parse_tool_calls and marks.tag is None
+        self._in_spelled = False  # a block of calls, until the answer's end
         self._num_read = self._num_parsed = 0  # tokens; some are held back before they are parsed
         self.num_reasoning_tokens = 0  # sampled before the end of the reasoning
         self.timings: Timings | None = None  # of the latest event
+        self._cut = False  # the limit of tokens has ended it
+
+    @property
+    def end_reason(self) -> EndReason | None:
+        """What has ended the answer: the limit of tokens, or itself; None before."""
+        return None if not self.finished else "length" if self._cut else "stop"
+
+    @property
+    def cut_call(self) -> bool:
+        """True if the model has stopped in the answer's last call."""
+        return self._markup.cut_call
 
     @property
     def finished(self) -> bool:
@@ -88,7 +103,8 @@ class Answer:
 
     def _parse(self, items: list[Token | Text]) -> list[Chunk]:
         chunks: list[Chunk] = []
-        num_reasoning = self._num_reasoning(items)
+        block = self._spelled_block(items)
+        num_reasoning = self._num_reasoning(items, block)
         for place, item in enumerate(items):
             if self.finished:  # by a stop string
                 break
@@ -97,8 +113,8 @@ class Answer:
             self.num_reasoning_tokens += num_tokens if place < num_reasoning else 0
             if self._recorder is not None:
                 self._recorder.add_item(item)
-            if isinstance(item, Text):
-                chunks += self._processor.push(recipe.InferenceChunk.text(item.text, item.num_tokens))
+            if isinstance(item, Text) or place >= block:
+                chunks += self._processor.push(recipe.InferenceChunk.text(item.text, num_tokens))
             else:
                 logprobs = None if item.logprobs is None else [item.logprobs]
                 chunks += self._processor.push(recipe.InferenceChunk.tokens([item.token_id], logprobs))
@@ -108,24 +124,38 @@ class Answer:
             self._recorder.add_call_ids(begun_calls(chunks))
         return chunks
 
-    def _num_reasoning(self, items: list[Token | Text]) -> int:
-        """Number of items before the end of the reasoning: the token that says so, or a tag of calls."""
+    def _num_reasoning(self, items: list[Token | Text], block: int) -> int:
+        """Number of items before the end of the reasoning: the token that says so, or a tag of calls, as at `block`."""
         if not self._reasons:
             return 0
         for place, item in enumerate(items):
             if isinstance(item, Text):
                 self._reasons = not (END_THINK in item.text or BLOCK in item.text)
             else:
-                self._reasons = item.token_id not in self._ends_of_reasoning
+                self._reasons = item.token_id not in self._ends_of_reasoning and place < block
             if not self._reasons:
                 return place - (place > 0 and items[place - 1].text == "<")  # with which the tag begins
         return len(items)
+
+    def _spelled_block(self, items: list[Token | Text]) -> int:
+        """Place from which on the items are calls whose tags ordinary tokens spell; their number if there is none.
+
+        deepseek-recipe reads such tags in text alone.
+        """
+        if not self._spells_tags:
+            return len(items)
+        start = 0 if self._in_spelled else "".join(item.text for item in items).find(BLOCK)
+        if start < 0:
+            return len(items)
+        self._in_spelled = True
+        return sum(end <= start for end in accumulate(len(item.text) for item in items))
 
     def _end(self, reason: FinishReason) -> list[Chunk]:
         """Ends the answer, unless a stop string has, with the last chunks; an ended turn is kept."""
         if self.finished:
             return []
-        cut, reasons = reason == "length", recipe.InferenceFinishReason
+        self._cut = cut = reason == "length"
+        reasons = recipe.InferenceFinishReason
         chunks = list(self._processor.push(recipe.InferenceChunk.finish(reasons.Length if cut else reasons.Stop)))
         if not self.finished:
             chunks += self._processor.finish()
@@ -134,16 +164,14 @@ class Answer:
         return chunks
 
 
-def _markup(turn: Turn, vocabulary: Vocabulary) -> ToolMarkup:
-    """Reader of the markup in a turn's answer."""
+def _markup(turn: Turn, vocabulary: Vocabulary, generator: Generator) -> ToolMarkup:
+    """Reader of the markup in a turn's answer, for the clients of this generator's chunks."""
     parsing, params, marks = turn.parsing, turn.params, vocabulary.marks
     tools = turn.tools if parsing.parse_tool_calls else None
-    has_form = params.json_object or params.json_schema is not None or params.regex is not None
-    if tools is None and has_form:  # what looks like a tag is part of the text
-        marks = replace(marks, tag=None)
-    elif marks.tag is None:  # a tokenizer without the mark
-        marks = None
-    return ToolMarkup(tools, parsing.starts_in_tool_calls, thinks(parsing), marks)
+    has_form = tools is None and (params.json_object or params.json_schema is not None or params.regex is not None)
+    cut_form = CutCall.told if isinstance(generator, recipe.MessagesChunkGenerator) else CutCall.unreadable
+    known = None if marks.tag is None else marks  # None: a tokenizer without the mark
+    return ToolMarkup(tools, parsing.starts_in_tool_calls, thinks(parsing), known, has_form, cut_form)
 
 
 def thinks(options: recipe.ParsingOptions) -> bool:

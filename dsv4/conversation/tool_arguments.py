@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from dsv4.conversation.tool_tags import plain
+
 _SPACE = re.compile(r"\s*")
 # An escape of a JSON string: a surrogate pair, a lone surrogate (`half`), or any other.
 _ESCAPE = re.compile(r"\\(?:u[dD][89abAB]\w\w\\u[dD][c-fC-F]\w\w|(?P<half>u[dD][89a-fA-F]\w\w)|.)", re.S)
@@ -59,7 +61,7 @@ def read_object(text: str) -> Arguments | None:
 def unwrap(name: str, arguments: Arguments, schema: Schema) -> Arguments:
     """Arguments freed of a wrapper object, if the schema has the inner names and not the outer."""
     outer = {key: value for key, value in arguments.items() if key != "name" or "name" in schema}
-    if len(outer) != 1 or (len(outer) < len(arguments) and arguments["name"].json != json.dumps(name)):
+    if len(outer) != 1 or (len(outer) < len(arguments) and not _is_text(arguments["name"], name)):
         return arguments
     ((key, value),) = outer.items()
     if key not in _WRAPPERS or key in schema:
@@ -68,7 +70,12 @@ def unwrap(name: str, arguments: Arguments, schema: Schema) -> Arguments:
     if not value.is_string and text.lstrip().startswith('"'):
         text = cast(str, json.loads(text))  # an object encoded as a JSON string
     inner = read_object(text)
-    return inner if inner is not None and inner.keys() <= schema.keys() else arguments
+    return inner if inner is not None and set(map(plain, inner)) <= schema.keys() else arguments
+
+
+def _is_text(value: Value, text: str) -> bool:
+    """True if the value is this text, as a string or as JSON."""
+    return value.json in (json.dumps(text), json.dumps(text, ensure_ascii=False))
 
 
 def is_name(name: str) -> bool:

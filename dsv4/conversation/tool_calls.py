@@ -37,6 +37,7 @@ from dsv4.conversation.tool_tags import (
 # How a block has ended: with its last tag or the reasoning around it, or where the model or the limit ended the answer.
 End = Literal["block", "stop", "length"]
 
+INVALID = "INVALID_JSON"  # argument under which Anthropic has clients send back what is no JSON
 _FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.S)
 
 
@@ -47,8 +48,7 @@ class Call:
 
     @property
     def arguments_json(self) -> str:
-        inner = ", ".join(f"{json.dumps(name)}: {value.json}" for name, value in self.arguments.items())
-        return f"{{{inner}}}"
+        return f"{{{_members(self.arguments)}}}"
 
     def plain(self) -> Call:
         """The call with what its arguments spell."""
@@ -56,16 +56,38 @@ class Call:
 
 
 @dataclass(frozen=True)
+class CutCall:
+    """A call in which the model has stopped, in forms that no client takes for a whole call.
+
+    Without them it would be one with fewer arguments: many clients complete JSON whose end is missing.
+    arguments: the last may be `open`: as much as there is of a string, or nothing of any other value.
+    """
+
+    name: str
+    arguments: Arguments
+    open: bool
+
+    def told(self) -> Call:
+        """Call whose one argument is the text of its arguments, for clients to which an input is always JSON."""
+        text = f"{{{_members(self.arguments)}"
+        return Call(self.name, {INVALID: Value(text.removesuffix('"') if self.open else text, True)})
+
+    def unreadable(self) -> Call:
+        """Call whose arguments are no JSON, and no beginning of any."""
+        return Call(self.name, {**self.arguments, INVALID: Value("]", False)})
+
+
+@dataclass(frozen=True)
 class Understood:
     """Contents of a block of markup.
 
-    said: text outside calls, without tags. cut: markup of the call in which the model has stopped, or nothing. exact:
-    every part of the block is a call, or is `cut`.
+    said: text outside calls, without tags. cut: the call in which the model has stopped. exact: every part of the block
+    is a call, or is `cut`.
     """
 
     said: str
     calls: list[Call]
-    cut: str
+    cut: CutCall | None
     exact: bool
 
 
@@ -75,7 +97,8 @@ def understand(block: str, tools: Mapping[str, Schema], end: End) -> Understood:
         block = block[: len(block) - possible_beginning(block)]
     said: list[str] = []
     calls: list[Call] = []
-    cut, exact = "", True
+    cut: CutCall | None = None
+    exact = True
     for part in _parts(block):
         if isinstance(part, str):
             said.append(part)
@@ -124,21 +147,23 @@ def _written(name: str, value: Value) -> str:
     return f'<{MARK}parameter name={quoted} string="{is_string}">{value.text}'
 
 
-def _cut(invoke: _Invoke, schema: Schema) -> str:
-    """Markup of a call in which the model has stopped: its whole values, and as much as there is of an open string.
+def _members(arguments: Arguments) -> str:
+    return ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {value.json}" for name, value in arguments.items())
 
-    Its arguments are never JSON, so that no client takes them for those of a whole call.
-    """
+
+def _cut(invoke: _Invoke, schema: Schema) -> CutCall:
     arguments: Arguments = {}
     for attributes, text in invoke.values:
         if is_name(name := attributes.get("name", "")):
             arguments[plain(name)] = read_value(plain(text), attributes.get("string"), schema.get(plain(name)))
     attributes, text = invoke.open or ({}, "")
-    name, begun = plain(attributes.get("name", "")), f"<{MARK}parameter name="
-    if is_name(name):
-        string = is_text(attributes.get("string"), schema.get(name))
-        begun = _written(name, Value(plain(without_cut_tag(text)) if string else "", string))
-    return "\n".join([_opening(invoke.name), *_values(arguments), begun])
+    name = plain(attributes.get("name", ""))
+    if not is_name(name):
+        return CutCall(invoke.name, arguments, False)
+    string = is_text(attributes.get("string"), schema.get(name))
+    arguments.pop(name, None)  # the open one is the last
+    arguments[name] = Value(plain(without_cut_tag(text)) if string else "", string)
+    return CutCall(invoke.name, arguments, True)
 
 
 def in_words(call: Call) -> str:

@@ -10,14 +10,13 @@ its block of calls.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dsv4.conversation.tool_arguments import Schema
-from dsv4.conversation.tool_calls import Call, End, Understood, in_words, understand, write
+from dsv4.conversation.tool_calls import Call, CutCall, End, Understood, in_words, understand, write
 from dsv4.conversation.tool_tags import (
     BLOCK,
-    BLOCK_END,
     BLOCK_KINDS,
     CUT_TAG,
     MARK,
@@ -73,12 +72,21 @@ class ToolMarkup:
     `tools`: parameter properties by tool name; None if no tools are offered, so that calls become plain text.
     `in_block`: True if the prompt has opened the block of calls. `in_thinking`: True if the answer begins with
     reasoning. `marks`: tokens of which tags are made; None for a tokenizer without them, where spellings count.
+    `has_form`: what follows the reasoning is JSON or of a regex, in which nothing begins a tag. `cut_form`: of a call
+    in which the model has stopped.
     """
 
     def __init__(
-        self, tools: Mapping[str, Schema] | None, in_block: bool, in_thinking: bool, marks: Marks | None = None
+        self,
+        tools: Mapping[str, Schema] | None,
+        in_block: bool,
+        in_thinking: bool,
+        marks: Marks | None = None,
+        has_form: bool = False,
+        cut_form: Callable[[CutCall], Call] = CutCall.unreadable,
     ) -> None:
         self._tools, self._marks = tools, marks
+        self._has_form, self._cut_form = has_form, cut_form
         self._think_end = END_THINK if marks is None else THINKING_ENDS
         self._beginnings = (*OPENINGS, self._think_end)
         self._prefix = BLOCK + "\n" if in_block else ""  # the part of the block that the prompt wrote
@@ -99,10 +107,11 @@ class ToolMarkup:
         """Adds a token; returns the items that are now certain, none after the answer's end."""
         if self.complete:
             return []
-        if self._marks is not None and self._marks.tag is None:  # nothing begins a tag
+        idle = not (self._held or self._in_block)
+        if idle and self._has_form and not self._in_thinking:  # nothing begins a tag
             return [token]
         text = token.text if self._marks is None else self._marks.read(token.token_id, token.text)
-        if not (self._held or self._in_block or "<" in text or THINKING_ENDS in text):  # most: no tag begins in them
+        if idle and not ("<" in text or THINKING_ENDS in text):  # most: no tag begins in them
             self._end = (self._end + text)[-_LONGEST:]
             return [token]
         self._held.append(_Piece(text, 1, token))
@@ -175,8 +184,11 @@ class ToolMarkup:
             self._begun, self._prefix = True, ""
 
     def _end_thinking(self, out: list[_Piece]) -> None:
-        """Moves past an end of thinking. It ends a block begun in reasoning, unless a call is open."""
-        if self._in_block and self._in_thinking and self._inside is None:
+        """Moves past an end of thinking. It ends a block begun in reasoning, unless a call is open.
+
+        A form begins there in any case: it is the engine's constraint.
+        """
+        if self._in_block and self._in_thinking and (self._inside is None or self._has_form):
             self._end_block(0, "block", out)
         if self.complete:
             self._say([_Piece("", _num_tokens(self._take(len(self._think_end))))], out)
@@ -206,12 +218,12 @@ class ToolMarkup:
 
     def _end_calls(self, block: str, found: Understood, held: list[_Piece], out: list[_Piece]) -> None:
         """Emits what was held of a block with calls, and ends the answer."""
-        self.complete, self.cut_call = True, bool(found.cut)
+        self.complete, self.cut_call = True, found.cut is not None
         if self._begun and block == write([], begun=True):
             self._say(held, out)
             return
         calls = [call.plain() for call in found.calls]
-        written = write(calls, self._begun, f"\n{found.cut}" if found.cut else f"\n{BLOCK_END}")
+        written = write([*calls, self._cut_form(found.cut)] if found.cut else calls, self._begun)
         # The parser shows no text behind a call, as the hosted service.
         said = "" if self._begun or not found.said else self._apart(self._text(found.said) + "\n\n")
         self._say([_Piece(said + written, _num_tokens(held))], out)

@@ -36,7 +36,7 @@ _PLAIN_OPENINGS = tuple(opening.replace("｜", _PLAIN_BAR) for opening in OPENIN
 
 @dataclass(frozen=True)
 class Marks:
-    """Ids of the special tokens that alone begin tags (None: nothing does) and end reasoning; spelled they are text."""
+    """Ids of the special tokens that alone begin tags and end reasoning; spelled they are text. None: there is none."""
 
     tag: int | None
     thinking_ends: int | None

@@ -29,18 +29,22 @@ class TurnRecorder:
         self._length = 0  # of the texts
         self._marks: list[tuple[int, int]] = []  # places of special tokens in the texts
         self._call_ids: list[str] = []
+        marks = vocabulary.marks  # without those that the tokenizer lacks
+        ids = ((marks.tag, MARK), (marks.thinking_ends, END_THINK))
+        self._specials = {token_id: spelling for token_id, spelling in ids if token_id is not None}
 
     def add_token(self, token_id: int) -> None:
         self._token_ids.append(token_id)
 
     def add_item(self, item: Token | Text) -> None:
         """Text of the answer for the parser: shown text, and calls in the form in which they are parsed."""
-        text, marks = item.text, self._vocabulary.marks
+        text = item.text
         if isinstance(item, Token):
-            ends = {marks.tag: MARK, marks.thinking_ends: END_THINK}
-            places = [(len(text) - len(ends[item.token_id]), len(text))] if item.token_id in ends else []
+            spelling = self._specials.get(item.token_id)
+            places = [] if spelling is None else [(len(text) - len(spelling), len(text))]
         else:
-            places = [found.span() for found in _SPECIAL.finditer(text)]
+            found = (match.span() for match in _SPECIAL.finditer(text))
+            places = [(start, stop) for start, stop in found if text[start:stop] in self._specials.values()]
         self._marks += [(self._length + start, self._length + stop) for start, stop in places]
         self._texts.append(text)
         self._length += len(text)
@@ -73,8 +77,9 @@ class TurnRecorder:
     def _closed(self, said: array[int], shown: str, has_calls: bool, thinking: bool) -> array[int]:
         """Tokens of a turn that was cut off, closed as one that has ended.
 
-        They are those that were sampled, as far as they say what was shown; then the rest of that (the ends of a block
-        of calls, or the text in place of a call that is not whole), and the end of reasoning.
+        They are those that were sampled, as far as they say what was shown, special tokens for special ones; then the
+        rest of that (the ends of a block of calls, or the text in place of a call that is not whole), and the end of
+        reasoning.
         """
         tokenizer = self._vocabulary.tokenizer
         before = ""
@@ -82,10 +87,13 @@ class TurnRecorder:
             before = tokenizer.decode(said).partition(BLOCK)[0]
             shown = before + shown
         decoder = tokenizer.decode_stream()
+        ends = {len(before) + stop for _, stop in self._marks}
         count, place, length = 0, 0, 0
         for number, token_id in enumerate(said, start=1):
             text = decoder.push(token_id)
-            if not shown.startswith(text, length):
+            stop = length + len(text)
+            is_other = stop > len(before) and text and (token_id in self._specials) != (stop in ends)
+            if is_other or not shown.startswith(text, length):
                 break
             length += len(text)
             if text:  # of whole characters
@@ -113,6 +121,8 @@ class TurnRecorder:
 
     def _block(self, shown: str) -> int:
         """Start of the block of calls in a turn's text, or the text's end."""
+        if self._vocabulary.marks.tag is None:  # spelled, of calls alone
+            return shown.index(BLOCK) if self._call_ids and BLOCK in shown else len(shown)
         return next((start - 1 for start, _ in self._marks if shown.startswith(BLOCK, start - 1)), len(shown))
 
     def _parted(self, text: str, thinking: bool) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar, cast
 
@@ -17,7 +17,7 @@ from dsv4.engine.fairness import User
 from dsv4.engine.listeners import Listener, QueueListener, is_last
 from dsv4.engine.llm import LLM
 from dsv4.engine.metrics import MetricRegistry
-from dsv4.engine.outputs import ProgressEvent, TokenEvent
+from dsv4.engine.outputs import EventStream, FinishReason, ProgressEvent, TokenEvent, TokenStream
 from dsv4.engine.progress import ProgressWatch
 from dsv4.engine.request import Request
 from dsv4.engine.sampling_params import SamplingParams
@@ -73,10 +73,8 @@ class AsyncEngine:
         """Metrics of the engine; safe to collect from any thread."""
         return self._core.metrics
 
-    def stream(
-        self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)
-    ) -> AsyncGenerator[TokenEvent, None]:
-        """Yields the request's events; closing or dropping the generator stops the request.
+    def stream(self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)) -> TokenStream:
+        """Yields the request's events; closing or dropping the generator stops the request, as does `complete`.
 
         Raises ValueError at once for a prompt that cannot run, and QueueFullError if too many wait. The call reserves
         the request's place in the queue; the request is submitted when iteration begins. If the engine stops,
@@ -84,11 +82,11 @@ class AsyncEngine:
         (`fairness.py`).
         """
         events = self._events(self.reserve(prompt_token_ids, params, user), watched=False)
-        return cast(AsyncGenerator[TokenEvent, None], events)
+        return cast(TokenStream, events)
 
     def stream_with_progress(
         self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)
-    ) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
+    ) -> EventStream:
         """As `stream`, with ProgressEvents before the first token.
 
         The first ProgressEvent comes at once, the last with the first token, others at most several times per second.
@@ -153,10 +151,13 @@ class AsyncEngine:
             listener.send(request.progress(time.monotonic(), self.num_waiting))
         self._submit(lambda: self._start(request, listener, watched))
 
-    def abort(self, request: Request) -> None:
-        """Stops a request that was started; does nothing where it has ended or the engine has stopped."""
+    def abort(self, request: Request, reason: FinishReason = "abort") -> None:
+        """Stops a request that was started; does nothing where it has ended or the engine has stopped.
+
+        `reason`: for which it counts as ended.
+        """
         with contextlib.suppress(EngineError):  # a stopped engine has nothing to abort
-            self._submit(lambda: self._abort(request))
+            self._submit(lambda: self._abort(request, reason))
 
     def _in_time(self, make: Callable[[], Request], params: SamplingParams) -> Request:
         """`make()`, whose constraint is compiled in a thread of its own. GrammarError if that takes too long."""
@@ -175,15 +176,18 @@ class AsyncEngine:
             reason = f"it takes longer than {self._compile_seconds:g} s"
             raise GrammarError(params.constraint_field, reason) from error
 
-    async def _events(self, request: Request, watched: bool) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
+    async def _events(self, request: Request, watched: bool) -> EventStream:
         listener = QueueListener(asyncio.Queue(), asyncio.get_running_loop())
         self.start(request, listener, watched)
+        is_complete: bool | None = False
         try:
             async for event in listener:
-                yield event
+                is_complete = yield event
+                if is_complete:
+                    break
         finally:
             if not listener.finished:
-                self.abort(request)
+                self.abort(request, "stop" if is_complete else "abort")
 
     async def _between_steps(self, work: Callable[[], T]) -> T:
         """Result of `work`, run in the engine thread between two steps. Its errors are raised here."""
@@ -244,10 +248,10 @@ class AsyncEngine:
             self._watch.add(request)
         self._core.add(request)
 
-    def _abort(self, request: Request) -> None:
+    def _abort(self, request: Request, reason: FinishReason = "abort") -> None:
         self._listeners.pop(request.request_id, None)
         self._watch.discard(request)
-        self._core.abort(request)
+        self._core.abort(request, reason)
 
     def _give_up(self, now: float) -> None:
         """Ends requests that have waited too long without being begun; looks once per second."""

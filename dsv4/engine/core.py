@@ -18,7 +18,7 @@ from dsv4.engine.fairness import User
 from dsv4.engine.grammar import GrammarCompiler
 from dsv4.engine.logits import make_processors
 from dsv4.engine.metrics import MetricRegistry, RequestMetrics
-from dsv4.engine.outputs import Alternatives, SampledToken, Timings, TokenEvent
+from dsv4.engine.outputs import Alternatives, FinishReason, SampledToken, Timings, TokenEvent
 from dsv4.engine.request import Request, RequestStatus, TextDecoder
 from dsv4.engine.runner import ModelRunner
 from dsv4.engine.sampler import most_likely, output_seed, sample, verified
@@ -120,12 +120,12 @@ class EngineCore:
     def add(self, request: Request) -> None:
         self.scheduler.add(request)
 
-    def abort(self, request: Request) -> None:
-        """Ends a new, waiting or running request with finish reason "abort"; one that has ended stays as it is."""
+    def abort(self, request: Request, reason: FinishReason = "abort") -> None:
+        """Ends a new, waiting or running request for this reason; one that has ended stays as it is."""
         if not request.finished:
             if request.status is not RequestStatus.NEW:
-                self.counters.ended("abort", request.output.timings)
-            request.abort()
+                self.counters.ended(reason, request.output.timings)
+            request.abort(reason)
             self.scheduler.finish(request)
 
     def abort_all(self) -> None:

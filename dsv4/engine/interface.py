@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Protocol
 
 from dsv4.config import ModelConfig
 from dsv4.engine.fairness import User
 from dsv4.engine.metrics import MetricRegistry
-from dsv4.engine.outputs import ProgressEvent, TokenEvent
+from dsv4.engine.outputs import EventStream, TokenStream
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.model.token_trace import TokenTrace
 from dsv4.tokenizer import Tokenizer
@@ -63,13 +62,11 @@ class Engine(Protocol):
     @property
     def metrics(self) -> MetricRegistry: ...
 
-    def stream(
-        self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)
-    ) -> AsyncGenerator[TokenEvent, None]: ...
+    def stream(self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)) -> TokenStream: ...
 
     def stream_with_progress(
         self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)
-    ) -> AsyncGenerator[TokenEvent | ProgressEvent, None]: ...
+    ) -> EventStream: ...
 
     async def trace(self, token_ids: list[int]) -> TokenTrace: ...
 

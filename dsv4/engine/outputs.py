@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+EndReason = Literal["stop", "length"]  # of an answer
 FinishReason = Literal["stop", "length", "abort"]
 Alternatives = tuple[tuple[int, float], ...]  # (token id, log-probability), likeliest first, ties by lower id
 
@@ -103,3 +106,14 @@ class RequestOutput:
     def outputs(self) -> list[RequestOutput]:
         """All outputs of the prompt, this one first."""
         return [self, *self.others]
+
+
+# Events of a request. Sending True (`complete`) stops it as one that has ended by itself.
+TokenStream = AsyncGenerator[TokenEvent, bool | None]
+EventStream = AsyncGenerator[TokenEvent | ProgressEvent, bool | None]
+
+
+async def complete(events: TokenStream | EventStream) -> None:
+    """Stops a request of which all that was wanted has come: it counts as "stop", one that is closed as "abort"."""
+    with contextlib.suppress(StopAsyncIteration):
+        await events.asend(True)

@@ -214,10 +214,10 @@ class Request:
             self._finish("length", None)
         return text
 
-    def abort(self) -> None:
+    def abort(self, reason: FinishReason = "abort") -> None:
         if not self.finished:
             self.output.text += self._flush_text()
-            self._finish("abort", None)
+            self._finish(reason, None)
 
     def _timings(self, now: float) -> Timings:
         if self.first_token_time is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dsv4.conversation.vocabulary import Vocabulary
 from dsv4.engine import Timings, TokenEvent
-from dsv4.engine.outputs import Alternatives
+from dsv4.engine.outputs import Alternatives, EndReason
 from dsv4.server.unchecked_json import Json
 
 
@@ -95,6 +95,7 @@ class CompletionReader:
     echo: Echo | None = None
     timings: Timings | None = None
     finished: bool = False  # never before the tokens end
+    end_reason: EndReason | None = None  # theirs
     num_tokens: int = 0
     num_reasoning_tokens: int = 0  # a completion does not think
     _started: bool = False

@@ -49,6 +49,7 @@ class Answer(Response):
     """A response computed while it is sent: `run` computes, and sends with `emit`."""
 
     keep_alive: bytes  # sent after each `keep_alive_seconds` of silence
+    tells_errors = True  # `fail` reports them to the client
 
     def __init__(self, delivery: Delivery, headers: dict[str, str] | None = None) -> None:
         super().__init__(headers=headers)
@@ -77,7 +78,7 @@ class Answer(Response):
             if self.started:
                 if refused is None:
                     logger.error("%s %r failed", scope["method"], scope["path"], exc_info=error)
-                elif refused is not error:  # of the engine, which has logged it: hundreds of answers may end at once
+                elif refused is not error or not self.tells_errors:  # no trace: hundreds of answers may end at once
                     logger.error("%s %r failed: %s", scope["method"], scope["path"], error)
                 await self.fail(refused or RequestError(500, str(error)))
             elif refused is None:
@@ -158,6 +159,7 @@ class JsonWhenReady(Answer):
 
     media_type = "application/json"
     keep_alive = b"\n"
+    tells_errors = False
 
     def __init__(self, work: Callable[[], Coroutine[Any, Any, str]], delivery: Delivery) -> None:
         super().__init__(delivery)

@@ -59,7 +59,7 @@ class Meter:
 
     def count(self, event: TokenEvent, reader: AnswerReader, place: int = 0) -> None:
         """Takes what `reader` counts of answer `place` after an event."""
-        self._finish_reasons[place] = event.finish_reason
+        self._finish_reasons[place] = reader.end_reason or event.finish_reason
         prompt = self._num_prompt_tokens[place]
         if prompt:
             self._hit += event.cached_tokens
@@ -94,7 +94,7 @@ class Meter:
             return "error"
         if kind is not None and None in reasons:
             return "cancelled"
-        return "length" if "length" in reasons else "stop"  # None: a stop string or the end of a call came before
+        return "length" if "length" in reasons else "stop"
 
     def _record(self, finish_reason: str) -> UsageRecord:
         tokens, client = self.tokens, self._client

@@ -36,15 +36,13 @@ def read_json_object(body: bytes) -> Json:
     return cast(Json, request)
 
 
-def validated(
-    model: type[M], request: Json, ranges: Mapping[str, str] | None = None, types: Mapping[str, str] | None = None
-) -> M:
+def validated(model: type[M], request: Json, ranges: Mapping[str, str] | None = None) -> M:
     """A request as an instance of the model. RequestError 400 names the first fault.
 
     pydantic notes every fault in a list or an object, with which one body could take gigabytes: the elements of such
     fields are checked elsewhere (SkipValidation).
 
-    `ranges`: ranges of fields in the hosted service's words. `types`: words for the types of fields with several.
+    `ranges`: ranges of fields in the hosted service's words.
     """
     try:
         return model.model_validate(request)
@@ -57,7 +55,7 @@ def validated(
     if kind in _RANGE_FAULTS:
         worded = (ranges or {}).get(name)
         raise invalid(name, request[name], allowed) if worded is None else out_of_range(name, worded)
-    raise wrong_type(name, request.get(name), (types or {}).get(name, allowed))
+    raise wrong_type(name, request.get(name), allowed)
 
 
 def wrong_type(name: str, value: object, allowed: str) -> RequestError:

@@ -39,6 +39,11 @@ class RecentAnswer:
         if event.timings is not None:
             self.num_draft_tokens = event.timings.num_draft_tokens
 
+    def shorten(self, num_tokens: int) -> None:
+        """Drops the tokens behind the end of an answer of this many."""
+        del self.answer[num_tokens:]
+        self.accepted = [place for place in self.accepted if place < num_tokens]
+
 
 class RecentAnswers:
     """Answers by id. Safe from any thread."""

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from dsv4.conversation.answer import Answer
 from dsv4.engine import TokenEvent
 from dsv4.server.custom_tools import custom_input
 from dsv4.server.errors import RequestError
 from dsv4.server.sealed_reasoning import seal
 from dsv4.server.unchecked_json import Json
-from dsv4.server.wire_format import AnswerReader, OuterReader
+from dsv4.server.wire_format import OuterReader
 
 _ENDS = ("response.completed", "response.incomplete")
 _CALL, _ARGUMENTS, _INPUT = "function_call", "response.function_call_arguments", "response.custom_tool_call_input"
@@ -55,16 +56,18 @@ class ResponseReader(OuterReader):
     `on_end`: is given the response before its last event is sent; returns True if it has stored it.
     """
 
-    def __init__(self, answer: AnswerReader, asked: Asked, on_end: Callable[[Json], bool] | None = None) -> None:
+    def __init__(self, answer: Answer, asked: Asked, on_end: Callable[[Json], bool] | None = None) -> None:
         super().__init__(answer)
-        self._asked, self._on_end = asked, on_end
+        self._answer, self._asked, self._on_end = answer, asked, on_end
         self._count = 0  # of events
         self._response: Json = {}  # the latest response object
         self._items: list[Json] = []  # that are complete
         self._custom_items: dict[str, str] = {}  # id of a function call -> id of its custom tool call
 
     def push(self, event: TokenEvent) -> list[ResponseEvent]:
-        found = [json.loads(chunk.to_json()) for chunk in self._inner.push(event)]
+        found: list[Json] = [json.loads(chunk.to_json()) for chunk in self._inner.push(event)]
+        if self._answer.cut_call:
+            _last_call_incomplete(found)
         return [self._numbered(fields) for given in found for fields in self._read(given)]
 
     def failed(self, error: RequestError) -> ResponseEvent:
@@ -122,6 +125,17 @@ class ResponseReader(OuterReader):
         if text:
             yield event | {"type": f"{_INPUT}.delta", "delta": text}
         yield event | {"type": f"{_INPUT}.done", "input": text}
+
+
+def _last_call_incomplete(events: list[Json]) -> None:
+    """Says of the last call, in which the model has stopped, that it is incomplete, as OpenAI does of items.
+
+    The response is complete all the same: an incomplete one is cut off by a limit, and clients give it up.
+    """
+    ends = (event["item"] for event in reversed(events) if event["type"] == "response.output_item.done")
+    call = next((item for item in ends if "call_id" in item), None)
+    if call is not None:
+        call["status"] = "incomplete"
 
 
 class WholeResponse:

@@ -9,8 +9,9 @@ from typing import cast
 
 from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.turn import Turn
-from dsv4.engine import ProgressEvent, Timings, TokenEvent
+from dsv4.engine import ProgressEvent, Timings
 from dsv4.engine.errors import EngineError, GrammarError, QueueFullError
+from dsv4.engine.outputs import EventStream, complete
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
 from dsv4.server.isolation import cache_salt
@@ -27,8 +28,6 @@ from dsv4.server.threads import BodyThreads
 from dsv4.server.wire_format import AnswerReader, Chunk, WireFormat, WireRequest
 from dsv4.usage.ledger import Ledger
 
-EngineEvents = AsyncGenerator[TokenEvent | ProgressEvent, None]
-
 
 @dataclass(frozen=True)
 class Part:
@@ -36,7 +35,7 @@ class Part:
 
     turn: Turn
     reader: AnswerReader
-    events: EngineEvents  # of the engine, where the part has its place in the queue
+    events: EventStream  # of the engine, where the part has its place in the queue
     recent: RecentAnswer | None  # takes the tokens of the first part
 
 
@@ -138,7 +137,7 @@ class ChatService:
         start = engine.stream_with_progress if watched else engine.stream
         user = (key or "", request.user or "")
         try:
-            events = [cast(EngineEvents, start(turn.prompt_token_ids, turn.params, user)) for turn in turns]
+            events = [cast(EventStream, start(turn.prompt_token_ids, turn.params, user)) for turn in turns]
         except GrammarError as error:
             field = "tools" if error.field == "tools" else wire_format.format_field
             raise RequestError(400, f"Invalid schema for {field}: {error.reason}", param=field) from error
@@ -196,7 +195,7 @@ class ChatService:
         return parts[0] if len(parts) == 1 else merged(parts)
 
     async def _run_part(self, part: Part, meter: Meter, place: int) -> AsyncGenerator[Chunk | ProgressEvent, None]:
-        sampled = 0
+        reader = part.reader
         async with contextlib.aclosing(part.events) as events:
             async for event in events:
                 if isinstance(event, ProgressEvent):
@@ -204,22 +203,18 @@ class ChatService:
                     continue
                 aborted = event.finish_reason == "abort"
                 try:
-                    chunks: Sequence[Chunk] = () if aborted else part.reader.push(event)
+                    chunks: Sequence[Chunk] = reader.push(replace(event, finish_reason=None) if aborted else event)
                 finally:
-                    meter.count(event, part.reader, place)
-                if aborted:  # an answer that is not what was asked for must not look like it
+                    meter.count(event, reader, place)
+                if aborted and not reader.finished:  # an answer that is not what was asked for must not look like it
                     raise RequestError(500, "the requested form of the answer is too complex to be followed further")
-                sampled += len(event.token_ids)
                 if part.recent is not None:
-                    dropped = sampled - part.reader.num_tokens if part.reader.finished else 0
-                    part.recent.extend(_without(event, dropped) if dropped else event)
+                    part.recent.extend(event)
+                    if reader.finished:
+                        part.recent.shorten(reader.num_tokens)
+                if reader.finished and event.finish_reason is None:
+                    await complete(events)  # now: the client may be slow, or leave with the last chunk
                 for chunk in chunks:
                     yield chunk
-                if part.reader.finished:
+                if reader.finished:
                     return
-
-
-def _without(event: TokenEvent, dropped: int) -> TokenEvent:
-    """An event without its last tokens, which stand behind the end of the answer."""
-    token_ids = event.token_ids[: max(0, len(event.token_ids) - dropped)]
-    return replace(event, token_ids=token_ids, num_accepted_tokens=min(event.num_accepted_tokens, len(token_ids)))

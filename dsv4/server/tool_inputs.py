@@ -22,18 +22,11 @@ class ToolInputs:
                 self._parts[place] = self._parts.get(place, "") + cast(str, event["delta"].get("partial_json", ""))
 
     def restore(self, message_json: str) -> str:
-        """Puts the collected inputs into the answer: deepseek-recipe's have integers beyond 64 bits as floats.
-
-        One that the model has not written to its end stands under INVALID_JSON, as Anthropic has clients send it back:
-        deepseek-recipe's is empty, as if there were no arguments.
-        """
+        """Puts the collected inputs into the answer: deepseek-recipe's have integers beyond 64 bits as floats."""
         if not self._parts:
             return message_json
         message = cast(Json, json.loads(message_json))
         for place, block in enumerate(cast("list[Json]", message["content"])):
             if block["type"] == "tool_use" and self._parts.get(place):
-                try:
-                    block["input"] = json.loads(self._parts[place])
-                except ValueError:
-                    block["input"] = {"INVALID_JSON": self._parts[place]}
+                block["input"] = json.loads(self._parts[place])
         return json.dumps(message, ensure_ascii=False, separators=(",", ":"))

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.turn import Turn
 from dsv4.engine import Timings, TokenEvent
+from dsv4.engine.outputs import EndReason
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event, comment
 from dsv4.server.progress import Reports
@@ -42,6 +43,11 @@ class AnswerReader(Protocol):
     @property
     def finished(self) -> bool:
         """True once the answer is complete, maybe before its tokens end."""
+        ...
+
+    @property
+    def end_reason(self) -> EndReason | None:
+        """What has ended a finished answer, as its client is told; None before."""
         ...
 
     @property
@@ -70,6 +76,10 @@ class OuterReader:
     @property
     def finished(self) -> bool:
         return self._inner.finished
+
+    @property
+    def end_reason(self) -> EndReason | None:
+        return self._inner.end_reason
 
     @property
     def num_tokens(self) -> int:

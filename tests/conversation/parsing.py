@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,12 +11,15 @@ from typing import Any
 
 import deepseek_recipe as recipe
 
+from dsv4.conversation.tool_calls import CutCall
 from dsv4.conversation.tool_markup import Text, Token, ToolMarkup
 from dsv4.server.tool_inputs import ToolInputs
+from dsv4.tokenizer.special import DSML
 
 NAMES = {"m": recipe.ModelVersion.DeepseekV4Pro}
 OPTIONS = recipe.ConversionOptions(messages_web_search=recipe.WebSearchBehavior.Drop).with_model_versions_by_name(NAMES)
 PROTOCOLS = ("chat", "messages", "responses")
+CUT_FORMS = {"chat": CutCall.unreadable, "messages": CutCall.told, "responses": CutCall.unreadable}
 _REQUESTS: dict[str, Any] = {
     "chat": (recipe.ChatCompletionRequest, recipe.ChatCompletionResponse),
     "messages": (recipe.MessagesRequest, recipe.MessagesResponse),
@@ -35,14 +39,21 @@ class Parsed:
 def arguments_of(text: str) -> Any:
     """Arguments of a call; their text if the model has stopped in the middle of them."""
     try:
-        return json.loads(text)
+        return input_of(json.loads(text))
     except ValueError:
         return text
 
 
 def input_of(given: dict[str, Any]) -> Any:
-    """Arguments of a call in a whole Messages answer."""
+    """Arguments of a call in a Messages answer."""
     return given.get("INVALID_JSON", given)
+
+
+def unreadable(text: str) -> str:
+    """Arguments of a call in which the model has stopped, for clients that know text: what there is, and no JSON."""
+    text += '"' * (re.sub(r"\\.", "", text).count('"') % 2)
+    text = text.replace(DSML, DSML.replace("｜", "\\uff5c")) + ("" if text == "{" else ", ")
+    return f'{text}"INVALID_JSON": ]}}'
 
 
 def cut(answer: str, cuts: Sequence[int]) -> list[str]:
@@ -51,9 +62,11 @@ def cut(answer: str, cuts: Sequence[int]) -> list[str]:
     return [answer[a:b] for a, b in pairwise(places)]
 
 
-def own_items(pieces: Sequence[str], tools: Mapping[str, Any] | None, thinking: bool) -> list[str]:
+def own_items(
+    pieces: Sequence[str], tools: Mapping[str, Any] | None, thinking: bool, protocol: str = "chat"
+) -> list[str]:
     """What this package hands to deepseek-recipe."""
-    markup = ToolMarkup(tools, False, thinking)
+    markup = ToolMarkup(tools, False, thinking, cut_form=CUT_FORMS[protocol])
     items: list[Token | Text] = [item for piece in pieces for item in markup.push(Token(0, piece))]
     return [item.text for item in [*items, *markup.finish(False)]]
 

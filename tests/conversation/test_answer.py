@@ -266,34 +266,57 @@ def test_reasoning_that_mentions_a_tag_ends_where_it_ends(name: str) -> None:
 
 
 @EVERY_FORMAT
-@pytest.mark.parametrize("begin", ["t</think>", "t\n\n"], ids=["after reasoning", "in reasoning"])
-def test_a_model_that_stops_in_a_call_has_called(name: str, begin: str) -> None:
-    """With what there is of the arguments, so that the client says what is wrong, and the model goes on."""
-    for written, calls in (
-        (f"{BLOCK}{OPEN}secret hal", ['{"x": "secret hal']),
-        (f'{BLOCK}<{DSML}invoke name="f">\n', ["{"]),
-        (BLOCK + call("v") + f"{OPEN}hal", ['{"x": "v"}', '{"x": "hal']),
-        (f"{BLOCK}{call('v')}", ['{"x": "v"}']),
+def test_calls_in_reasoning_before_a_form_are_words_too(name: str) -> None:
+    """The form begins at the end of the reasoning, whatever is open there, and comes as it is written."""
+    for written, shown in (
+        (f"hm {block('v')} so", 'hm f({"x": "v"}) so'),
+        (f"hm {BLOCK}{OPEN}v", "hm v"),
+        (f"hm <{DSML} so", "hm  so"),
     ):
-        reply = asked(name, special(begin + written + EOS))
-        assert (reply.reasoning, reply.content, reply.reason) == ("t", "", ENDED[name])
-        assert [given for _, given in reply.calls] == calls
-    reply = asked(name, special(f"{begin}{BLOCK}{EOS}"))
-    assert (reply.reasoning.strip(), reply.content, reply.calls) == ("t", "", [])
+        form = plain('{"a": "<b"}')
+        ids = [*special(f"{written}</think>"), *form]
+        reply = asked(name, [*ids, *special(EOS)], tools=False, **FORM[name])
+        assert (reply.reasoning.strip(), reply.content) == (shown, '{"a": "<b"}')
+        talk = Talk(name)
+        _, _, steps = talk.ask(talk.body(tools=False, **FORM[name]), ids)
+        decoder = TOKENIZER.decode_stream()
+        assert [step.content for step in steps[-len(form) :]] == list(accumulate(map(decoder.push, form)))
 
 
 @EVERY_FORMAT
-def test_a_call_that_the_limit_has_cut_off_is_text(name: str) -> None:
-    reply = asked(name, special(f"t</think>{BLOCK}{OPEN}secret hal"), end="length")
-    assert (reply.content, reply.calls) == ("secret hal", [])
-    assert reply.reason == {"chat": "length", "messages": "max_tokens", "responses": "incomplete"}[name]
+def test_a_tag_that_was_dropped_is_not_mistaken_for_its_spelling(name: str) -> None:
+    """The next prompt has what was shown, in ordinary tokens, where special ones of the same text were sampled."""
+    tag = f"<{DSML}x>"
+    for thinking in (True, False):
+        talk = Talk(name)
+        begin = special("t</think>" if thinking else "")
+        body = talk.body(thinking=thinking)
+        reply, _, _ = talk.ask(body, [*begin, *special(f"A {tag}"), *plain(f"{tag} B")], "length")
+        assert reply.content == f"A {tag} B"
+        prompt = talk.prompt(talk.body(talk.said(reply), thinking=thinking))
+        assert f"A {tag} B" in turn(talk, reply, thinking=thinking)
+        assert TOKENIZER.special_id(DSML) not in prompt[len(talk.prompt(body)) :]
 
 
-def test_a_turn_that_stops_in_a_call_is_rendered_as_sent_with_its_reasoning() -> None:
-    """An open value in the prompt would take in what follows."""
-    talk = Talk("chat")
-    reply, _, _ = talk.ask(talk.body(), special(f"why</think>{BLOCK}{OPEN}hal{EOS}"))
-    for given in ('{"x": "hal', '{"x": "hal"}'):  # some clients complete it
-        reply.calls = [("f", given)]
-        later = turn(talk, reply)
-        assert later.startswith("<think>why</think>") and later.index(BLOCK_END) < later.index("<tool_result>")
+@EVERY_FORMAT
+@pytest.mark.parametrize("parameter", ["a｜b", "ü"])
+def test_names_of_parameters_are_shown_as_they_are_written(name: str, parameter: str) -> None:
+    before, after = block("v").replace('"x"', '"*"').split("*")
+    reply = asked(name, [*special(f"t</think>{before}"), *plain(parameter), *special(after + EOS)], tools=False)
+    assert reply.content == f'f({{"{parameter}": "v"}})'
+
+
+@EVERY_FORMAT
+def test_without_the_mark_in_the_tokenizer_a_call_ends_the_reasoning(name: str) -> None:
+    """In the usage, and where the reasoning is filled in that a client has lost."""
+    talk = Talk(name)
+    talk.model.vocabulary = replace(talk.model.vocabulary, marks=replace(talk.model.vocabulary.marks, tag=None))
+    reasoning = plain("why\n\n")
+    reply, whole, _ = talk.ask(talk.body(), [*reasoning, *plain(block("v"))], None)
+    assert (reply.reasoning, reply.calls) == ("why", [("f", '{"x": "v"}')])
+    if name != "messages":
+        usage = json.loads(whole)["usage"]
+        details = usage.get("completion_tokens_details") or usage["output_tokens_details"]
+        assert details["reasoning_tokens"] in (len(reasoning), len(reasoning) - 1), "the break may be the tag's"
+    reply.calls = [("f", '{"x": "edited"}')]
+    assert turn(talk, reply).startswith(f"<think>why\n\n</think>\n\n{block('edited')}")

@@ -95,7 +95,7 @@ def test_well_formed_answers_are_what_deepseek_recipe_makes_of_them(
         wanted, whole = parsed(protocol, [answer], thinking, tools=True)
         assert wanted.calls == whole.calls and [name for name, _ in wanted.calls] == [name for name, _ in calls]
         for places in cuts:
-            found = parsed(protocol, own_items(cut(answer, places), TOOLS, thinking), thinking, tools=True)
+            found = parsed(protocol, own_items(cut(answer, places), TOOLS, thinking, protocol), thinking, tools=True)
             assert found == (wanted, whole), (protocol, answer)
 
 
@@ -203,7 +203,7 @@ def test_malformed_answers_are_the_same_however_they_are_cut(
     for protocol in PROTOCOLS:
         found: list[Parsed] = []
         for places in ([], range(len(answer)), drawn):
-            found += parsed(protocol, own_items(cut(answer, places), offered, thinking), thinking, tools)
+            found += parsed(protocol, own_items(cut(answer, places), offered, thinking, protocol), thinking, tools)
         assert all(no_markup(one) for one in found), (protocol, found)
         assert all(stripped(one) == stripped(found[0]) for one in found), (protocol, found)
         assert tools or not found[0].calls

@@ -226,7 +226,7 @@ TEXT: list[Case] = [
     ("more than JSON", block(invoke('{"city": "Paris"} please')), '{"city": "Paris"} please', []),
     ("a value in a value", block(invoke(f'<{M}parameter name="a" string="true">x{parameter("b", "y")}')), "xy", []),
 ]
-# Where the model has stopped in the middle of a call: that has these arguments, which are no JSON.
+# Where the model has stopped in the middle of a call: what there is of its arguments.
 STOPPED: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
     ("in a value", f'{OPEN}<{M}parameter name="city" string="true">Par', "", [("weather", '{"city": "Par')]),
     ("in a tag", f'<{M}tool_calls>\n<{M}invoke name="weather">\n<{M}parameter na', "", [("weather", "{")]),
@@ -237,7 +237,7 @@ STOPPED: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
         "",
         [("weather", '{"city": "Par')],
     ),
-    ("after a value", f"{OPEN}{PARIS}\n<{M}", "", [("weather", '{"city": "Paris", ')]),
+    ("after a value", f"{OPEN}{PARIS}\n<{M}", "", [("weather", '{"city": "Paris"')]),
     (
         "in a second value",
         f'{OPEN}{PARIS}\n<{M}parameter name="days" string="false">12',
@@ -254,7 +254,7 @@ STOPPED: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
         "in a value with a mark",
         f'{OPEN}<{M}parameter name="city" string="true">a <{M}! b',
         "",
-        [("weather", '{"city": "a <\\uff5cDSML\\uff5c! b"')],
+        [("weather", f'{{"city": "a <{M}! b')],
     ),
     ("in a value whose type the schema says", f'{OPEN}<{M}parameter name="city">7', "", [("weather", '{"city": "7')]),
     ("in JSON", f'{OPEN}{{"city": "Par', "", [("weather", "{")]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +15,9 @@ import torch
 from dsv4.analysis.kv import cache_bytes
 from dsv4.cache import Cache
 from dsv4.config import ModelConfig
-from dsv4.engine import LLM, SamplingParams
+from dsv4.engine import LLM, AsyncEngine, SamplingParams
 from dsv4.engine.metrics import Histogram, Metric, MetricRegistry, counter
+from dsv4.engine.outputs import complete
 from dsv4.kernels import backends
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
@@ -68,6 +71,27 @@ def test_an_aborted_request_is_counted_once_and_one_that_never_came_not_at_all(m
         llm.core.abort(request)
     got = values(llm)
     assert got["vllm:request_success/abort"] == 1 and got["vllm:e2e_request_latency_seconds"] == 0
+
+
+def test_a_request_of_which_all_has_come_has_stopped(model) -> None:
+    async def main(engine: AsyncEngine) -> None:
+        events = engine.stream([3, 4], SamplingParams(max_tokens=4000, ignore_eos=True))
+        await anext(events)
+        await complete(events)
+        await events.aclose()
+        async with contextlib.aclosing(engine.stream([3, 4], SamplingParams(max_tokens=1))) as events:
+            async for _ in events:
+                await complete(events)  # it has ended before
+        while engine.num_running:
+            await asyncio.sleep(0.005)
+
+    model.seconds_per_step = 0.001
+    engine = AsyncEngine(llm := LLM(model))
+    asyncio.run(main(engine))
+    engine.close()
+    got = values(llm)
+    reasons = [got[f"vllm:request_success/{reason}"] for reason in ("stop", "length", "abort")]
+    assert reasons == [1, 1, 0]
 
 
 def test_hits_preemptions_and_bytes_of_the_cache_are_shown() -> None:

@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -89,3 +90,24 @@ def test_a_hidden_token_has_no_text_and_ends_nothing() -> None:
     request = Request(1, [5], params, 0, frozenset(), 100, Halves(), text_vocab_size=300)
     request.append([SampledToken(ord(letter)) for letter in "aEbE"], 0.0)
     assert (request.output.text, request.output.finish_reason, len(request.output.token_ids)) == ("ab", "length", 4)
+
+
+class Broken:
+    """Constraint that cannot follow one token."""
+
+    complete = False
+    error: str | None = None
+
+    def advance(self, token_id: int, /) -> None:
+        self.error = "too complex" if token_id == ord("!") else None
+
+    def masks(self, draft_token_ids: Sequence[int], /) -> list[None]:
+        return [None] * (len(draft_token_ids) + 1)
+
+
+def test_a_request_that_was_aborted_has_not_stopped_whatever_its_text_ends_with() -> None:
+    params = SamplingParams(max_tokens=9, stop=["g\ufffd"])
+    request = Request(1, [5], params, 0, frozenset(), 100, Halves(), constraint=Broken(), text_vocab_size=300)
+    event = request.append([SampledToken(token) for token in (ord("n"), ord("g"), 0, ord("!"))], 0.0)
+    assert (event.text, event.finish_reason) == ("n", "abort")
+    assert request.output.stop_reason == "the constraint cannot be followed: too complex"

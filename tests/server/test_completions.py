@@ -7,8 +7,11 @@ import json
 import openai
 import pytest
 
+from dsv4.conversation.vocabulary import Vocabulary
+from dsv4.engine import TokenEvent
+from dsv4.server.completion_answer import CompletionReader, Tally
 from dsv4.tokenizer import Tokenizer
-from dsv4.tokenizer.special import BOS, FIM
+from dsv4.tokenizer.special import BOS, EOS, FIM
 
 TEXT = "the cat é"
 
@@ -304,3 +307,12 @@ def test_a_stop_string_that_ends_in_half_a_character_has_ended_the_answer(server
     assert all(offset < len(choice.text) for offset in choice.logprobs.text_offset) and choice.logprobs.tokens
     plain = complete(server, max_tokens=written + 1, stop=["b\ufffd"]).choices[0]
     assert (plain.text, plain.finish_reason) == ("xyza\ufffd", "length")
+
+
+def test_of_a_step_only_the_token_that_has_ended_the_answer_has_no_log_probability(server, tokenizer) -> None:
+    """An end of the sentence that was ignored has one, also where another token ends the same step."""
+    eos, (letter,) = tokenizer.special_id(EOS), tokenizer.encode("a")
+    for ids, text, shown in (([eos, letter], "a", [EOS, "a"]), ([letter, eos], "a", ["a"]), ([eos, eos], "", [])):
+        reader = CompletionReader({}, 0, Vocabulary.of(server.engine.llm), Tally(1), 1, True, False)
+        (chunk,) = reader.push(TokenEvent(ids, text, [-1.0, -2.0], [(), ()], "stop"))
+        assert chunk.logprobs["tokens"] == shown and chunk.score == -1.5

@@ -13,6 +13,7 @@ import pytest
 
 from dsv4.engine import Timings, TokenEvent
 from dsv4.server.chat_completions import CHAT
+from dsv4.server.errors import RequestError
 from dsv4.server.key_limits import KeyLimiter, KeyLimits
 from dsv4.server.messages import MESSAGES
 from dsv4.server.responses import RESPONSES
@@ -103,6 +104,15 @@ def test_tokens_behind_a_stop_string_in_a_step_do_not_count(server: Any, wire_fo
     assert counts.elsewhere == [counts.output] * 4
 
 
+@pytest.mark.parametrize("wire_format", OFF, ids=lambda known: known.name)
+def test_tokens_of_earlier_steps_behind_a_stop_string_do_not_count(server: Any, wire_format: WireFormat) -> None:
+    """They were held back, since they could have begun a tag."""
+    ids = [token for piece in ("a", "<", "/", "x", "y") for token in spelled(server, piece)]
+    fields = {name: ["<"] if isinstance(value, list) else value for name, value in OFF[wire_format].items()}
+    counts = Counts(server, wire_format, steps_of(ids, 1), "length", **fields)
+    assert counts.elsewhere == [counts.output] * 4 == [2] * 4
+
+
 @pytest.mark.parametrize("wire_format", [CHAT, RESPONSES], ids=lambda known: known.name)
 def test_reasoning_is_counted_as_it_was_sampled(server: Any, wire_format: WireFormat) -> None:
     """Not as its text would be tokenized: the model may write it letter by letter."""
@@ -152,6 +162,24 @@ def test_all_counts_agree_whatever_is_written(server: Any, wire_format: WireForm
         assert counts.elsewhere == [counts.output] * 4, text
         if wire_format is not MESSAGES:
             assert counts.reasoning == counts.metered_reasoning <= counts.output, text
+
+
+@pytest.mark.parametrize("wire_format", BODIES, ids=lambda known: known.name)
+def test_what_cannot_be_followed_further_is_an_error_with_all_its_tokens(
+    server: Any, wire_format: WireFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole answer is none: what ends it may be in the same step."""
+    ids, jobs = spelled(server, "t h e c a t s a t"), list[Job]()
+    prepare = ChatService.prepare
+    monkeypatch.setattr(
+        ChatService, "prepare", lambda *given, **named: jobs.append(prepare(*given, **named)) or jobs[-1]
+    )
+    with pytest.raises(RequestError, match="too complex"):
+        Counts(server, wire_format, [ids[:4], ids[4:7]], "abort")
+    assert jobs[0].meter.tokens.output == 7
+    ids = spelled(server, "</think>" + markup("f", x="v"))
+    counts = Counts(server, wire_format, [ids[:4], [*ids[4:], 5, 6]], "abort")
+    assert counts.elsewhere == [counts.output] * 4 == [len(ids)] * 4
 
 
 def test_an_error_of_the_reader_leaves_the_prompt_in_the_record(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import re
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from dsv4.engine import LLM
+from dsv4.engine.process.client import EngineProcess
+
 from .conftest import serving
+from .responses_api import markup
+from .scripted_engine import scripted_llm
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 DOC = Path(__file__).parents[2] / "docs" / "request.md"
@@ -67,6 +74,24 @@ def test_running_requests_are_shown_while_the_engine_is_busy(model, serve) -> No
             thread.join()
         served.wait_until_idle()
         assert samples(served.http().get("/metrics").text)["vllm:request_success_total/abort"] == 1
+
+
+@pytest.mark.parametrize("process", [False, True], ids=["in the server", "process"])
+def test_answers_that_their_calls_have_ended_have_stopped(model, folder: Path, process: bool) -> None:
+    """The engine would go on; it is told before the client has its answer, so that it is the same however it races."""
+    fields = {"reply": "</think>" + markup("f", x="v") + "word " * 500, "seconds_per_step": 0.01}
+    for name, value in fields.items():
+        setattr(model, name, value)
+    llm = EngineProcess(partial(scripted_llm, folder, fields)) if process else LLM(model, folder=folder)
+    tool = {"type": "function", "function": {"name": "f"}}
+    with serving(llm, model) as served:
+        for _ in range(3):
+            answer = served.http().post("/v1/chat/completions", json=BODY | {"tools": [tool]}).json()
+            assert answer["choices"][0]["finish_reason"] == "tool_calls"
+        served.wait_until_idle()
+        got = samples(served.http().get("/metrics").text)
+    assert (got["vllm:request_success_total/stop"], got["vllm:request_success_total/abort"]) == (3, 0)
+    assert got["vllm:generation_tokens_total"] < 3 * (answer["usage"]["completion_tokens"] + 50)
 
 
 def test_metrics_need_a_key_where_answers_do(model, serve) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from dsv4.server.errors import RequestError
 from dsv4.server.request_log import JsonFormatter, RequestIdFilter, TextFormatter
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "a secret prompt"}], "max_tokens": 20}
@@ -108,6 +109,29 @@ def test_a_path_cannot_forge_lines_of_the_log(model, serve, log: io.StringIO) ->
         served.http().get("/a%0Aforged line")
     (line,) = (line for line in log.getvalue().splitlines() if "forged" in line)
     assert "GET '/a\\nforged line' 404 in " in line and line.endswith("]")
+
+
+@pytest.mark.parametrize("log", [JsonFormatter], indirect=True)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_that_a_client_is_not_told_is_logged(
+    model, serve, log: io.StringIO, monkeypatch, stream: bool
+) -> None:
+    """That of a whole answer of which blank lines were sent; a stream ends with it."""
+
+    def refuse(answer: object, event: object) -> None:
+        raise RequestError(500, "the form is too complex")
+
+    monkeypatch.setattr("dsv4.conversation.answer.Answer.push", refuse)
+    model.seconds_of_prefill = 0.3
+    with serve(model, keep_alive_seconds=0.05) as served:
+        http = served.http()
+        if stream:
+            assert "the form is too complex" in http.post(CHAT, json=BODY | {"stream": True}).text
+        else:
+            with pytest.raises(httpx.RemoteProtocolError):
+                http.post(CHAT, json=BODY)
+    found = [line for line in map(json.loads, log.getvalue().splitlines()) if "too complex" in json.dumps(line)]
+    assert [(line["level"], "error" in line) for line in found] == ([] if stream else [("error", False)])
 
 
 @pytest.mark.parametrize("log", [JsonFormatter], indirect=True)

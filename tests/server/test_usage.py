@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
+import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +18,15 @@ import pytest
 
 from dsv4.engine import LLM
 from dsv4.server.balance import GRANT_USD
+from dsv4.server.chat_completions import CHAT
 from dsv4.server.key_limits import KeyLimiter
+from dsv4.server.served_models import ServedModel, ServedModels
+from dsv4.server.service import ChatService
 from dsv4.usage.ledger import Ledger
 from dsv4.usage.records import UsageRecord, masked
 from dsv4.usage.store import UsageStore, open_store, read_records
 from tests.server.conftest import ScriptedModel, Served, serving
+from tests.server.responses_api import markup
 
 Serve = Callable[..., AbstractContextManager[Served]]
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "the cat"}]}
@@ -148,6 +155,43 @@ def test_answers_cut_short_are_recorded(model: ScriptedModel, serve: Serve, reco
     assert third.finish_reason == "stop" and third.completion_tokens < second.completion_tokens
     assert first.api_key == "", "a key that nobody has checked is not kept"
     assert first.cost_usd is None, "a model that is not DeepSeek's has no official price"
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+CALL = "</think>" + markup("f", x="v")
+
+
+def test_calls_that_end_at_the_limit_are_recorded_as_they_were_told(
+    model: ScriptedModel, serve: Serve, recording: Recording
+) -> None:
+    model.reply = CALL
+    with serve(model, ledger=recording.ledger) as served:
+        client, last = served.openai(), len(model.tokenizer.encode(CALL))
+        create = functools.partial(client.chat.completions.create, model="tiny", tools=[TOOL], **ASK)
+        told = [create(max_tokens=limit).choices[0].finish_reason for limit in (last, last - 1)]
+        records = recording.records(2)
+    assert told == ["tool_calls", "length"] and [record.finish_reason for record in records] == ["stop", "length"]
+
+
+def test_a_client_that_leaves_with_the_last_chunk_has_the_whole_answer(
+    model: ScriptedModel, serve: Serve, recording: Recording
+) -> None:
+    """The engine is told before, and the ledger says what the client was told."""
+    model.reply = lambda prompt: CALL + "word " * 200
+    with serve(model, ledger=recording.ledger) as served:
+        service, body = ChatService(ServedModels([ServedModel.of(served.engine)]), ledger=recording.ledger), dict(ASK)
+        body |= {"model": "tiny", "stream": True, "tools": [TOOL]}
+
+        async def leave() -> None:
+            async with contextlib.aclosing(service.frames(service.prepare(CHAT, json.dumps(body).encode()))) as frames:
+                async for frame in frames:
+                    if '"finish_reason":"tool_calls"' in frame.data:
+                        return
+            raise AssertionError("no last chunk")
+
+        asyncio.run(leave())
+        (record,) = recording.records(1)
+    assert record.finish_reason == "stop"
 
 
 def test_a_client_that_leaves_is_recorded_as_cancelled(

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -19,7 +19,7 @@ from dsv4.engine.cluster.metrics import merged_metrics
 from dsv4.engine.errors import EngineError, QueueFullError
 from dsv4.engine.fairness import User
 from dsv4.engine.metrics import Metric, MetricRegistry, counter, gauge
-from dsv4.engine.outputs import ProgressEvent, TokenEvent
+from dsv4.engine.outputs import EventStream, TokenStream
 from dsv4.engine.process.client import METRICS_SECONDS, EngineCrashedError
 from dsv4.engine.process.messages import EngineState, pack_tokens
 from dsv4.engine.process.portable_errors import PortableError
@@ -105,20 +105,18 @@ class ClusterEngine:
         """Steps of the present replicas."""
         return sum(state.num_steps for state in list(self._states.values()))
 
-    def stream(
-        self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)
-    ) -> AsyncGenerator[TokenEvent, None]:
+    def stream(self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)) -> TokenStream:
         """As of AsyncEngine; the caller's thread waits until a replica has validated the request and begins it.
 
         PromptRefusedError for a prompt that has crashed two replicas. A prompt that was in flight when one crashed may
         have to wait for its trial: it is validated when its first event is asked for.
         """
         events = self._events(self._reserve(prompt_token_ids, params, user, watched=False))
-        return cast(AsyncGenerator[TokenEvent, None], events)
+        return cast(TokenStream, events)
 
     def stream_with_progress(
         self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)
-    ) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
+    ) -> EventStream:
         """As of AsyncEngine; waits as `stream`."""
         return self._events(self._reserve(prompt_token_ids, params, user, watched=True))
 
@@ -225,7 +223,7 @@ class ClusterEngine:
         finally:
             self._beginning.discard(beginning)
 
-    async def _events(self, reservation: _Reservation) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
+    async def _events(self, reservation: _Reservation) -> EventStream:
         flight: Flight | None = None
         try:
             async with self._suspects.flight(reservation.key, self._plan.config.max_queue_seconds) as flight:
@@ -234,7 +232,8 @@ class ClusterEngine:
                         reservation.call = await asyncio.wrap_future(beginning)
                 reservation.call.read(flight)
                 async for event in flight:
-                    yield event
+                    if (yield event):
+                        break  # the replica only hears that nobody reads on: it counts as "abort"
         finally:
             if reservation.call is not None:
                 reservation.call.release(flight is not None and flight.finished)

@@ -96,11 +96,14 @@ class Child:
             self._listeners[request_id] = listener
         self.send(Start(request_id, watched))
 
-    def drop(self, request_id: int) -> None:
-        """Stops a request or a trace, or gives a request's place back. Takes no lock: finalizers call it anywhere."""
+    def drop(self, request_id: int, complete: bool = False) -> None:
+        """Stops a request or a trace, or gives a request's place back. Takes no lock: finalizers call it anywhere.
+
+        `complete`: see Drop.
+        """
         self._listeners.pop(request_id, None)
         self._calls.pop(request_id, None)
-        self.send(Drop(request_id))
+        self.send(Drop(request_id, complete))
 
     def forget(self, request_id: int) -> None:
         """Removes the listener of a request that has ended."""

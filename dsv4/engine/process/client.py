@@ -8,14 +8,14 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, cast
 
 from dsv4.engine.errors import EngineError, GrammarError, QueueFullError
 from dsv4.engine.fairness import User
 from dsv4.engine.metrics import Metric, MetricRegistry, counter, gauge
-from dsv4.engine.outputs import ProgressEvent, TokenEvent
+from dsv4.engine.outputs import EventStream, TokenStream
 from dsv4.engine.process.child import Child
 from dsv4.engine.process.messages import Close, CollectMetrics, LoadFailed, Ready, Reserve, Stopped, Trace, pack_tokens
 from dsv4.engine.process.restarts import RestartPolicy
@@ -118,19 +118,17 @@ class EngineProcess:
         child = self._child
         return 0 if child is None else child.state.num_steps
 
-    def stream(
-        self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)
-    ) -> AsyncGenerator[TokenEvent, None]:
+    def stream(self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)) -> TokenStream:
         """As of AsyncEngine; the caller's thread waits until the process has validated the request.
 
         PromptRefusedError for a prompt that has crashed the process twice.
         """
         events = self._events(_Reservation(self, prompt_token_ids, params, user), watched=False)
-        return cast(AsyncGenerator[TokenEvent, None], events)
+        return cast(TokenStream, events)
 
     def stream_with_progress(
         self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)
-    ) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
+    ) -> EventStream:
         """As of AsyncEngine; waits as `stream`."""
         return self._events(_Reservation(self, prompt_token_ids, params, user), watched=True)
 
@@ -194,17 +192,18 @@ class EngineProcess:
             raise GrammarError(params.constraint_field, f"it takes longer than {self._compile_seconds:g} s") from error
         return child, number, key
 
-    async def _events(
-        self, reservation: _Reservation, watched: bool
-    ) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
+    async def _events(self, reservation: _Reservation, watched: bool) -> EventStream:
         flight: Flight | None = None
+        is_complete: bool | None = False
         try:
             async with self._suspects.flight(reservation.key, self._queue_seconds) as flight:
                 reservation.child.start(reservation.id, flight, watched)
                 async for event in flight:
-                    yield event
+                    is_complete = yield event
+                    if is_complete:
+                        break
         finally:
-            reservation.release(finished=flight is not None and flight.finished)
+            reservation.release(flight is not None and flight.finished, bool(is_complete))
 
     def _watch(self, watch: StuckWatch) -> None:
         """Kills a process that does not move; in a thread of its own."""
@@ -303,11 +302,14 @@ class _Reservation:
         self._drop = weakref.finalize(self, self.child.drop, self.id)
         self._drop.atexit = False
 
-    def release(self, finished: bool) -> None:
-        """Stops the request unless it has finished."""
+    def release(self, finished: bool, complete: bool) -> None:
+        """Stops the request unless it has finished. `complete`: see Drop."""
         if finished:
             self.child.forget(self.id)
             self._drop.detach()
+        elif complete:
+            self._drop.detach()
+            self.child.drop(self.id, complete=True)
         else:
             self._drop()
 

@@ -66,9 +66,13 @@ class Start:
 
 @dataclass(frozen=True)
 class Drop:
-    """Stops a request or a trace, or gives a request's place back. No answer; nothing happens where it has ended."""
+    """Stops a request or a trace, or gives a request's place back. No answer; nothing happens where it has ended.
+
+    `complete`: all that was wanted of the request has come.
+    """
 
     id: int
+    complete: bool = False
 
 
 @dataclass(frozen=True)

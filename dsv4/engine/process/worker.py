@@ -126,7 +126,7 @@ class Worker:
         elif isinstance(message, Drop):
             request = self._requests.pop(message.id, None)
             if request is not None:
-                engine.abort(request)
+                engine.abort(request, "stop" if message.complete else "abort")
             trace = self._traces.pop(message.id, None)
             if trace is not None:
                 trace.cancel()
