@@ -12,12 +12,13 @@ from rich.console import Console
 from dsv4.commands.recipe_flags import parse
 from dsv4.model_folder import resolve_model
 from dsv4.post_training.distillation import DistillationRun
+from dsv4.post_training.given_texts import TEXTS, GivenTexts
 from dsv4.post_training.recipe_run import run_recipe
 from dsv4.post_training.recipes import DistillRecipe
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.post_training.teachers import Teacher, Teachers
 
-TEACHERS = "teachers.txt"  # of a run's folder
+TEACHERS, GIVEN = "teachers.txt", "texts.json"  # of a run's folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,16 +32,31 @@ def start(
     """The run, at the step saved in its folder."""
     teachers = teachers_of_run(options)
     config, run, problems = policy.model.config, recipe.run, recipe.problems
+    asked = problems.asked_modes(problems.rows(rewarded=False))
+    texts = recipe.texts(options.model)
+    if texts is not None:
+        if TEXTS in (domain for domain, _ in asked):
+            raise ValueError(f"problems of a domain {TEXTS} beside distillation.texts; allowed: another name")
+        teachers.setdefault(TEXTS, Teacher(options.model))
+        asked.append((TEXTS, None))
+        check_texts(texts, options)
     found = Teachers(
         teachers, options.run_dir / "hidden", config.vocab_size, numerics=run.numerics, device=run.device,
         quantized=run.quantized,
     )  # fmt: skip
-    found.check(problems.asked_modes(problems.rows(rewarded=False)), options.model)
+    found.check(asked, options.model)
     return DistillationRun(
         policy, recipe.optimizer.optimizer(policy.model, config), recipe.source(), found, recipe.loop(),
         recipe.settings(), options.run_dir, console,
-        service=recipe.service.service(run, recipe.sampling, options.model, options.run_dir, console),
+        service=recipe.service.service(run, recipe.sampling, options.model, options.run_dir, console), texts=texts,
     )  # fmt: skip
+
+
+def check_texts(texts: GivenTexts, options: argparse.Namespace) -> None:
+    """Note a run's texts. ValueError if one that goes on began with others."""
+    if options.resume and (options.run_dir / GIVEN).read_text(encoding="utf-8") != texts.note:
+        raise ValueError(f"--resume: distillation.texts are not what the run in {options.run_dir} began with")
+    options.notes = getattr(options, "notes", {}) | {GIVEN: texts.note}
 
 
 def teachers_of_run(options: argparse.Namespace) -> dict[str, Teacher]:

@@ -9,6 +9,7 @@ layout, a README.md, results.json, results.html and v4.toml.
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import shutil
 import sys
@@ -290,9 +291,12 @@ class V4Run:
             words += ["--teacher", f"{domain}={folders.specialist(domain)}:{section.weight:g}"]
         if self.recipe.general.asked:
             words += ["--teacher", f"default={folders.general}:{self.recipe.general.weight:g}"]
-        return self._train_policy(
-            "distill", words, [self._write("student", self.recipe.student)], folders.student.parent
-        )
+        keys = [self._write("student", self.recipe.student)]
+        if self.texts is not None and not self.recipe.student.distillation.texts:
+            given = [f"{folder.absolute()}={share:.6g}" for folder, share in self.texts.folders().items()]
+            keys += [f"distillation.texts={json.dumps(given)}"]
+            words += ["--teacher", f"texts={folders.start}"]
+        return self._train_policy("distill", words, keys, folders.student.parent)
 
     def _mix(self) -> Iterator[str]:
         """All specialists' conversations in one run, of as many tokens as specialists and student had together."""

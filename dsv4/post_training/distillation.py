@@ -4,6 +4,7 @@
 
 over the full vocabulary; or, as the report's rejected alternative for comparison, the sampled-token estimate. A
 problem with an environment is asked in a whole episode, whose sampled tokens count: not the results of its tools.
+Given texts, which nobody sampled, have a teacher too, and its KL over the full vocabulary.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dsv4.model.aux_losses import AuxLosses
 from dsv4.post_training.asking import Episodes, ask
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.episodes.trajectory import TrajectoryFiles
+from dsv4.post_training.given_texts import TEXTS, GivenTexts
 from dsv4.post_training.kl import CHUNK, reverse_kl
 from dsv4.post_training.policy import token_log_probabilities
 from dsv4.post_training.policy_run import LoopSettings, PolicyRun, StepFigures
@@ -77,7 +79,8 @@ class _Sums:
 class DistillationRun(PolicyRun):
     """Trains a student on its own samples towards the teachers of their domains.
 
-    `service`: samples, in place of an engine of this process; without staleness.
+    `texts`: documents of each step besides, of the teacher TEXTS. `service`: samples, in place of an engine of this
+    process; without staleness.
     """
 
     stage = "distill"
@@ -94,26 +97,30 @@ class DistillationRun(PolicyRun):
         console: Console | None = None,
         quiet: bool = False,
         service: RolloutService | None = None,
+        texts: GivenTexts | None = None,
     ) -> None:
         super().__init__(policy, optimizer, problems, loop, run_dir, console, quiet, service)
-        self.teachers, self.settings = teachers, settings
+        self.teachers, self.settings, self.texts = teachers, settings, texts
 
     def step(self, rate: float) -> StepFigures:
         settings, started = self.settings, time.perf_counter()
         samples, problems = self.sample()
         sampling = time.perf_counter() - started
         by_domain = self.by_domain(samples, problems)
+        if self.texts is not None and (documents := self.texts.of_step(self.position.step)):
+            by_domain = dict(sorted({**by_domain, TEXTS: documents}.items()))
         self.teachers.store(by_domain, settings.micro_tokens)
         teaching = time.perf_counter() - started - sampling
         sums, norm = self._update(by_domain, rate)
         for sample in samples:
             sample.release()
         figures = {domain: float(one.kl / one.tokens) for domain, one in sums.items()}
-        tokens = sum(one.tokens for one in sums.values())
+        of_samples = [one for domain, one in sums.items() if domain != TEXTS]
+        tokens = sum(one.tokens for one in of_samples)
         return StepFigures(
             {
                 "loss": sum(one.loss for one in sums.values()),
-                "kl": sum(one.kl for one in sums.values()) / tokens,
+                "kl": sum(one.kl for one in of_samples) / tokens,
                 "kl_by_teacher": figures,
                 "grad_norm": norm,
                 "answer_tokens": tokens / len(samples),
@@ -184,7 +191,7 @@ class DistillationRun(PolicyRun):
         teacher = (self.teachers.hidden(domain, places), self.teachers.head(domain))
         drawn = [number for rollout in micro for number in rollout.log_probabilities]
         sampled = torch.tensor(drawn, device=model.device)
-        if settings.estimate == "full":
+        if settings.estimate == "full" or domain == TEXTS:
             kl = reverse_kl(hidden, model.head.matrix, *teacher, chunk=settings.kl_chunk)
             objective = kl.sum()
             with torch.no_grad():
@@ -198,7 +205,8 @@ class DistillationRun(PolicyRun):
         sums.loss += float(loss.detach())
         sums.kl += float(kl.detach().sum())
         sums.tokens += len(tokens)
-        sums.difference = max(sums.difference, float((log_p.detach() - sampled).abs().max()))
+        if domain != TEXTS:
+            sums.difference = max(sums.difference, float((log_p.detach() - sampled).abs().max()))
 
 
 def sampled_objective(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
 from dsv4.model.transformer import Transformer
-from dsv4.post_training.data_problems import Rows, absolute
+from dsv4.post_training.data_problems import Files, Rows, absolute
 from dsv4.post_training.distillation import DistillationSettings, Estimate
 from dsv4.post_training.domains.registry import mixed
 from dsv4.post_training.effort_keys import EffortsSection
 from dsv4.post_training.effort_names import asked_modes, has_budgets
 from dsv4.post_training.efforts import EffortMode
+from dsv4.post_training.given_texts import GivenTexts
 from dsv4.post_training.grpo import AdvantageScale, GRPOSettings
 from dsv4.post_training.grpo_run import GRPORunSettings
 from dsv4.post_training.judge_keys import JudgeSection
@@ -33,6 +34,7 @@ from dsv4.post_training.run_keys import EpisodesSection, OptimizerSection, Rollo
 from dsv4.post_training.service_keys import ServiceSection
 from dsv4.tokenizer.prompts import effort_ladder
 from dsv4.training.recipe import Section, changed_keys
+from dsv4.training.run_shards import read_share
 
 
 class PolicyRecipe(Section):
@@ -225,9 +227,24 @@ class GRPORecipe(PolicyRecipe):
 
 
 class DistillationSection(Section):
+    """What a step learns from. `texts`: folders of shards (FOLDER or FOLDER=SHARE) of which each step has documents of
+    about `text_tokens` tokens, besides the samples; the model that the run began with, or a teacher `texts`, teaches
+    them.
+    """
+
+    texts: Files = ()
+    text_tokens: Annotated[int, Field(ge=2)] = 2048
     samples: Count = DistillationSettings.samples
     estimate: Estimate = DistillationSettings.estimate
     kl_chunk: Count = DistillationSettings.kl_chunk
+
+    @field_validator("texts")
+    @classmethod
+    def _check_texts(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        folders = [folder for folder, _ in map(read_share, given)]
+        if len({*folders}) < len(folders):
+            raise ValueError(f"texts has a folder twice: {', '.join(folders)}; allowed: once, with its share")
+        return given
 
 
 class DistillRecipe(PolicyRecipe):
@@ -248,6 +265,16 @@ class DistillRecipe(PolicyRecipe):
     def source(self) -> ProblemSource:
         """As of PolicyRecipe; rows need no answer, for teachers judge them."""
         return self.problems.source(self.modes(), rewarded=False)
+
+    def placed(self) -> Self:
+        texts = [f"{Path(folder).absolute()}={share:g}" for folder, share in map(read_share, self.distillation.texts)]
+        distillation = self.distillation.model_copy(update={"texts": tuple(texts)})
+        return super().placed().model_copy(update={"distillation": distillation})
+
+    def texts(self, model: Path) -> GivenTexts | None:
+        """Texts of each step, for the model in a folder; None without any. ShardError for other tokens than its own."""
+        shares = {Path(folder): share for folder, share in map(read_share, self.distillation.texts)}
+        return GivenTexts(shares, self.distillation.text_tokens, model, self.run.seed) if shares else None
 
     def settings(self) -> DistillationSettings:
         one, run = self.distillation, self.run

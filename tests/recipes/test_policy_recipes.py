@@ -102,7 +102,7 @@ def test_distillation_runs_and_its_model_is_served(folder: Path, tmp_path: Path)
         ([TASKS, "service.launcher=ray"], "service: launcher is ray without workers; allowed: left out, or workers"),
         ([TASKS, "service.lease_seconds=5"], "lease_seconds is 5.0 without workers"),
         (["problems.data=none.jsonl"], "none.jsonl: no such file"),
-        ([TASKS, "problems.check=regex"], "problems.check is 'regex': Input should be 'exact' or 'math'"),
+        ([TASKS, "problems.check=regex"], "problems.check is 'regex': Input should be 'exact', 'math' or 'schema'"),
     ],
 )
 def test_wrong_input_is_named(words: list[str], message: str, folder: Path, tmp_path: Path) -> None:

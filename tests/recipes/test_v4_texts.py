@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -56,6 +57,15 @@ def test_the_student_reads_the_corpus_beside_the_conversations(tmp_path: Path, m
     assert [Path(folder).name for folder in shares] == ["samples", "prose", "needles-512"]
     assert list(shares.values()) == ["0.4", "0.3", "0.2"] and trained.stages[0].sequence == 4096
     assert trained.data.tasks == 0.1
+
+
+def test_distillation_has_the_texts_and_the_start_teaches_them(tmp_path: Path) -> None:
+    run = v4.V4Run(recipe(write_corpus(tmp_path / "corpus"), "prose=0.3"), tmp_path / "run", Mock())
+    said = next(run._distill())
+    prose = tmp_path / "run" / "nano" / "data" / "shards" / "prose"
+    assert f'distillation.texts=["{prose}=0.3"]' in said and f"--teacher texts={run.folders.start}" in said
+    without = v4.V4Run(recipe(""), tmp_path / "other", Mock())
+    assert "texts" not in next(without._distill())
 
 
 def test_texts_need_a_corpus_and_parts_that_it_has(tmp_path: Path) -> None:
