@@ -302,7 +302,7 @@ def test_the_student_keeps_and_gains_by_a_teacher_of_the_general_tasks(
     commands: list[list[str]] = []
     monkeypatch.setitem(v4.MAINS, "distill", lambda words: commands.append(words) or 0)
     for words, teachers in (([], 5), (["general.share=0"], 4)):
-        recipe = v4.read_v4_recipe(v4.RECIPE, v4.nano.RECIPE, [*words, "general.weight=0.5"])
+        recipe = v4.read_v4_recipe(v4.RECIPE, v4.nano.RECIPE, [*words, "general.weight=0.5", "student_sft.texts=[]"])
         problems = recipe.student.problems
         assert problems.domains == DOMAINS and problems.effort_domains == ("mathematics",)
         if problems.tasks:
