@@ -48,21 +48,21 @@ def check_schema(schema: Any) -> str:
 
 
 def fits_schema(schema: str, answer: str) -> bool:
-    """True if an answer is a JSON value that fulfils a schema, alone or in one fenced block.
+    """True if an answer is a JSON value that fulfils a schema, alone or in one fenced block."""
+    fenced = _FENCED.fullmatch(answer)
+    return fulfils(fenced[1] if fenced else answer, json.loads(schema))
 
-    References to other documents are not fetched: ValueError.
-    """
+
+def fulfils(text: str, schema: dict[str, Any]) -> bool:
+    """True if a text is a JSON value that fulfils a schema; ValueError for one that refers to other documents."""
     from jsonschema import Draft202012Validator
     from jsonschema.validators import validator_for
     from referencing import Registry
     from referencing.exceptions import Unresolvable
 
-    wanted = json.loads(schema)
-    fenced = _FENCED.fullmatch(answer)
-    validator: Any = validator_for(wanted, Draft202012Validator)
+    validator: Any = validator_for(schema, Draft202012Validator)
     try:
-        value = json.loads(fenced[1] if fenced else answer)
-        return validator(wanted, registry=Registry()).is_valid(value)
+        return validator(schema, registry=Registry()).is_valid(json.loads(text))
     except Unresolvable as error:
         raise ValueError(f"the schema refers to {error.ref!r}, which is not in it") from None
     except (ValueError, RecursionError):

@@ -30,9 +30,10 @@ class GivenTexts:
     def __init__(self, shares: Mapping[Path, float], tokens: int, model: Path, seed: int) -> None:
         for folder in shares:
             check_shards(folder, model)
-        self._prints = {str(folder.absolute()): Index.read(folder).fingerprint for folder in shares}
+        prints = {folder: Index.read(folder).fingerprint for folder in shares}
+        self._prints = {str(folder.absolute()): found for folder, found in prints.items()}
         # Named by what they hold: their order does not depend on where they lie.
-        parts = [PartPaths(Index.read(folder).fingerprint, (folder,), share, "all") for folder, share in shares.items()]
+        parts = [PartPaths(prints[folder], (folder,), share, "all") for folder, share in shares.items()]
         ratios = (ratio for ratio in ModelConfig.from_pretrained(model).compress_ratios if ratio)
         shape = RowShape(tokens, tokens, alignment=math.lcm(*ratios))
         self._source = MixtureSource(model, tuple(parts), seed, shape)

@@ -12,7 +12,15 @@ from deepseek_recipe import Conversation, UserMessage
 from dsv4.post_training.problems import END_OF_THINKING
 
 _CODE = re.compile(r"```.*?(?:```|\Z)|<｜DSML｜.*?(?:</｜DSML｜tool_calls>|\Z)", re.DOTALL)  # has words of its own
-_OF_ALL = {"FULLWIDTH", "HALFWIDTH", "MODIFIER", "MATHEMATICAL", "SCRIPT", "DOUBLE-STRUCK", "GREEK"}  # of mathematics, too
+_OF_ALL = {
+    "FULLWIDTH",
+    "HALFWIDTH",
+    "MODIFIER",
+    "MATHEMATICAL",
+    "SCRIPT",
+    "DOUBLE-STRUCK",
+    "GREEK",
+}  # of mathematics, too
 
 
 def question_of(asked: Conversation) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-import jsonschema
+from dsv4.post_training.answer_checks import fulfils
 
 Value = int | str | dict[str, Any] | None
 _WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)?|\d+")
@@ -36,15 +36,6 @@ def _lines(text: str) -> list[str]:
 
 def _has(text: str, word: str) -> int:
     return [found.lower() for found in words_of(text)].count(word.lower())
-
-
-def _fits(text: str, schema: dict[str, Any]) -> bool:
-    try:
-        value = json.loads(text)
-        jsonschema.validate(value, schema)
-    except (ValueError, RecursionError, jsonschema.ValidationError):
-        return False
-    return True
 
 
 def _letters(text: str, value: str) -> bool:
@@ -91,7 +82,7 @@ KINDS: dict[str, Kind] = {
         'Put the whole answer in double quotes ("like this").',
         lambda text, _: bool(re.fullmatch(r'"[^"]+"', text.strip())),
     ),
-    "json": Kind("Answer with one JSON value, and nothing else, that fits this schema: {}", _fits),
+    "json": Kind("Answer with one JSON value, and nothing else, that fits this schema: {}", fulfils),
 }
 # Of one group a question has at most one: more would repeat each other.
 GROUPS = ({"words", "words_least", "words_most"}, {"lines", "bullets"}, {"include", "include_times", "starts"})
