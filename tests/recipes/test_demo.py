@@ -74,7 +74,7 @@ def test_make_trains_in_minutes_and_serves(steps: int | None, tmp_path: Path) ->
     try:
         url, body = (
             f"http://127.0.0.1:{port}/v1/completions",
-            {"model": "model", "prompt": "The model ", "max_tokens": 8},
+            {"model": "model", "prompt": "The model ", "max_tokens": 8, "ignore_eos": True},
         )
         while (answer := ask(url, body)) is None:
             assert made.poll() is None, made.communicate()[0]
