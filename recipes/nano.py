@@ -27,7 +27,7 @@ from dsv4.data.nano.build import NanoData, haystack_part, recall_part
 from dsv4.evals.held_out import HeldOut
 from dsv4.model_folder import resolve_model
 from dsv4.parallel.mesh import launched
-from dsv4.training.export import TOKENIZER_FILES, check_output, export_model
+from dsv4.training.export import check_output, copy_tokenizer, export_model
 from dsv4.training.loop import Stage, Trainer
 from dsv4.training.nano_recipe import NanoRecipe, step_flops
 from dsv4.training.plan import FixedPlan, TimePlan
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not options.resume:
                 save_recipe(recipe, run_dir)
             if recipe.sft.model.start is not None:
-                copy_tokenizer(Path(recipe.sft.model.start), run_dir / "data" / "tokenizer")
+                take_tokenizer(Path(recipe.sft.model.start), run_dir / "data" / "tokenizer")
             if data is not None:
                 data.make(lambda text: console.print(text, highlight=False))
             for part in parts:
@@ -107,14 +107,12 @@ def given_recipe(options: argparse.Namespace) -> NanoRecipe:
     return recipe if options.base_model is None else recipe.start_from(resolve_model(options.base_model))
 
 
-def copy_tokenizer(model: Path, folder: Path) -> None:
+def take_tokenizer(model: Path, folder: Path) -> None:
     """The tokenizer of a model in place of one that is made from the corpus."""
     if folder.is_dir():
         return
     with new_folder(folder, overwrite=False) as unfinished:
-        for name in TOKENIZER_FILES:
-            if (model / name).is_file():
-                shutil.copyfile(model / name, unfinished / name)
+        copy_tokenizer(model, unfinished)
 
 
 def save_recipe(recipe: NanoRecipe, run_dir: Path) -> None:

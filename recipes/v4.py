@@ -254,7 +254,7 @@ class V4Run:
     def _write_texts(self) -> Iterator[str]:
         assert self.texts is not None
         yield f"shards of {', '.join(self.texts.shares)}, of the corpus"
-        nano.copy_tokenizer(self.folders.start, self.texts.data.tokenizer)
+        nano.take_tokenizer(self.folders.start, self.texts.data.tokenizer)
         self.texts.make(lambda text: None)
 
     def _fine_tune(self, domain: str) -> Iterator[str]:

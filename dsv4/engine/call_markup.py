@@ -11,13 +11,13 @@ from deepseek_recipe import (
     AssistantMessage,
     Conversation,
     DeepseekV4Encoding,
-    SpecialToken,
     ToolCall,
     ToolDefinition,
     UserMessage,
 )
 
-MARK = SpecialToken.Dsml.default_str()  # in every tag
+from dsv4.tokenizer.special import EOS
+
 TOOL, PARAMETER, TEXT, NUMBER = "<T>", "<P>", "<V>", "123454321"  # of the example
 
 
@@ -66,7 +66,7 @@ def _rendered(call: ToolCall) -> tuple[str, str]:
         thinking_mode=False,
     )
     rendered = DeepseekV4Encoding().render_conversation(conversation).prompt
-    written = rendered.partition(answer)[2].partition(SpecialToken.Eos.default_str())[0]
+    written = rendered.partition(answer)[2].partition(EOS)[0]
     block = written.lstrip("\n")
     return written[: len(written) - len(block)], block
 

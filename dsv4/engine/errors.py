@@ -7,6 +7,14 @@ class EngineError(RuntimeError):
     """The engine cannot go on: every request that it has gets this, and from an AsyncEngine every new one too."""
 
 
+class EngineCrashedError(EngineError):
+    """The engine process has crashed and is being started again: a later try may succeed."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after  # seconds, for clients
+
+
 class QueueFullError(RuntimeError):
     """The queue is full: the request is refused, a later try may succeed."""
 

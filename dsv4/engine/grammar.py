@@ -16,13 +16,13 @@ from contextlib import contextmanager
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from dsv4.engine.call_markup import MARK
 from dsv4.engine.constraint import Constraint
 from dsv4.engine.errors import GrammarError
 from dsv4.engine.lark import ALL_TOKENIZATIONS, check_names_no_token, escape, json_rule, reason_of, regex_terminal
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.tool_grammar import ToolGrammar
 from dsv4.tokenizer import Tokenizer
+from dsv4.tokenizer.special import DSML
 from dsv4.tools import Tool
 
 MAX_GRAMMAR_BYTES = 1 << 20
@@ -50,7 +50,7 @@ class GrammarCompiler:
         GrammarError, with the reason, for one that cannot be compiled, asks for what llguidance does not support or is
         too large.
         """
-        mark_id = self._tokenizer.special_tokens.get(MARK)
+        mark_id = self._tokenizer.special_tokens.get(DSML)
         name, text = grammar_of(params, mark_id)
         with self._lock:
             if self._vocabulary is None:

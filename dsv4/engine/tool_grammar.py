@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from dsv4.engine.argument_forms import ANNOTATIONS, Form, Text, argument_forms, resolved
-from dsv4.engine.call_markup import MARK, CallMarkup
+from dsv4.engine.call_markup import CallMarkup
 from dsv4.engine.lark import ALL_TOKENIZATIONS, escape, json_rule, nested_lark, quoted, regex_terminal
+from dsv4.tokenizer.special import DSML
 from dsv4.tools import Tool, is_name
 
 _TOP = ANNOTATIONS | {
@@ -46,7 +47,7 @@ class ToolGrammar:
         self._tools, self._mark_id = tools, mark_id
         self._markup = CallMarkup.of()
         self._rules: dict[str, str] = {}
-        tag = regex_terminal(f"(?s:.*)</?{MARK}(?s:.*)")
+        tag = regex_terminal(f"(?s:.*)</?{DSML}(?s:.*)")
         self._rules["TEXT"] = f"{regex_terminal('(?s:.*)')} & ~{tag}"
         self._json = text is not None
         if text is not None:
@@ -151,7 +152,7 @@ class ToolGrammar:
 
     def _up_to_mark(self, text: str, terminal: str, tag: str) -> tuple[Name, str]:
         """A terminal of the text and the tag after it, as far as both are characters; the rest of the tag."""
-        head, mark, _ = tag.partition(MARK)
+        head, mark, _ = tag.partition(DSML)
         written = head if self._mark_id is not None else head + mark
         self._rules[terminal] = f"{text} {quoted(written)}"
         return Name(terminal), tag.removeprefix(written)
@@ -164,7 +165,7 @@ class ToolGrammar:
             if not isinstance(part, Name):
                 literal += part
                 continue
-            pieces = literal.split(MARK) if self._mark_id is not None else [literal]
+            pieces = literal.split(DSML) if self._mark_id is not None else [literal]
             for place, piece in enumerate(pieces):
                 items += [f"<[{self._mark_id}]>"] * (place > 0) + [quoted(piece)] * bool(piece)
             items += [str(part)] * bool(part)

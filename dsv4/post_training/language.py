@@ -9,9 +9,11 @@ from collections import Counter
 
 from deepseek_recipe import Conversation, UserMessage
 
+from dsv4.conversation.tool_tags import BLOCK_END
 from dsv4.post_training.problems import END_OF_THINKING
+from dsv4.tokenizer.special import DSML
 
-_CODE = re.compile(r"```.*?(?:```|\Z)|<｜DSML｜.*?(?:</｜DSML｜tool_calls>|\Z)", re.DOTALL)  # has words of its own
+_CODE = re.compile(rf"```.*?(?:```|\Z)|<{DSML}.*?(?:{BLOCK_END}|\Z)", re.DOTALL)  # has words of its own
 _OF_ALL = {
     "FULLWIDTH",
     "HALFWIDTH",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -25,7 +24,7 @@ from dsv4.post_training.recipes import PolicyRecipe
 from dsv4.post_training.rollout_service.tables import ServiceError
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.post_training.updates import UpdateError
-from dsv4.training.export import TOKENIZER_FILES, check_output, export_model
+from dsv4.training.export import check_output, copy_tokenizer, export_model
 from dsv4.training.recipe import read_recipe, split_words, write_recipe
 from dsv4.training.state import StateError
 from dsv4.training.stopping import RunStoppedError
@@ -104,12 +103,9 @@ def freeze_router(model: Transformer) -> None:
 
 
 def tokenizer_files(folder: Path, run_dir: Path) -> Path:
-    """Folder with the model's tokenizer files; others, such as results, tell of the model before training."""
+    """Folder in a run's with copies of the tokenizer's files of the model in `folder`."""
     found = run_dir / "tokenizer"
-    found.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, found / name)
+    copy_tokenizer(folder, found)
     return found
 
 

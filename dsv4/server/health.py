@@ -12,9 +12,8 @@ from fastapi import APIRouter, Query
 from starlette.responses import JSONResponse, Response
 
 from dsv4.engine import EngineError, QueueFullError
-from dsv4.engine.errors import PromptRefusedError, QueueTimeoutError
+from dsv4.engine.errors import EngineCrashedError, PromptRefusedError, QueueTimeoutError
 from dsv4.engine.interface import Engine
-from dsv4.engine.process.client import EngineCrashedError
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.server.drain import Drain
 from dsv4.server.errors import retry_after

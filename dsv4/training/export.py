@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -16,6 +17,14 @@ from dsv4.training.lora import save_adapter
 from dsv4.training.lora_settings import LoraSettings
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")  # copied to an export
+
+
+def copy_tokenizer(model: Path, folder: Path) -> None:
+    """Copy the tokenizer's files of a model to `folder`; others, such as results, tell of the model before training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (model / name).is_file():
+            shutil.copyfile(model / name, folder / name)
 
 
 def check_output(out: Path, run_dir: Path, start: Path | None = None) -> None:

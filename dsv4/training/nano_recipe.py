@@ -36,8 +36,8 @@ class NanoRecipe(Section):
 
     seconds: Annotated[float, Field(gt=0.0)] = 21600.0
     steps: Annotated[int, Field(ge=1)] | None = None
-    mid_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.18
-    sft_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.30
+    mid_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.26
+    sft_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.27
     long_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.04
     data: NanoDataSection = NanoDataSection()
     base: PretrainRecipe = PretrainRecipe()

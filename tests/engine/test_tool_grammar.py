@@ -20,10 +20,11 @@ from tool_calls import NOTE, WEATHER, Calls, parse, render, strict_tools, tokens
 
 from dsv4.engine import LLM, SamplingParams
 from dsv4.engine.argument_forms import FORMATS
-from dsv4.engine.call_markup import MARK, CallMarkup
+from dsv4.engine.call_markup import CallMarkup
 from dsv4.engine.constraint import Constraint, allows
 from dsv4.engine.grammar import GrammarCompiler, GrammarError
 from dsv4.tokenizer import Tokenizer
+from dsv4.tokenizer.special import DSML
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 TOKENIZER = Tokenizer.from_pretrained(NANO)
@@ -66,7 +67,7 @@ def check(calls: Calls, tools: list[dict[str, Any]]) -> None:
 def sample(constraint: Constraint, generator: random.Random, limit: int = 600) -> list[int] | None:
     """Random tokens up to the end; None if there is none in `limit`. Marks and brackets are likely enough to end it."""
     closing = {i for i in range(TOKENIZER.vocab_size) if set(TOKENIZER.token_bytes(i)) <= set(b'<>/"]}0')}
-    closing.add(TOKENIZER.special_tokens[MARK])
+    closing.add(TOKENIZER.special_tokens[DSML])
     ids: list[int] = []
     while len(ids) < limit:
         allowed = np.flatnonzero(np.unpackbits(constraint.masks()[0].view(np.uint8), bitorder="little")).tolist()
@@ -144,7 +145,7 @@ def test_random_tokens_under_the_grammar_parse_to_valid_calls(drawn: Any, choice
         pytest.fail("half a character")
     content, calls = parse(text)
     check(calls, tools)
-    assert MARK not in content
+    assert DSML not in content
     assert choice == "auto" or calls
 
 
@@ -163,17 +164,17 @@ def test_random_tokens_reach_calls_of_strict_and_of_free_tools() -> None:
 WRONG: dict[str, tuple[str, str]] = {
     "a tool that is not there": ("get_weather", "get_news"),
     "a parameter that is not there": ('name="city"', 'name="town"'),
-    "a missing argument": (f'<{MARK}parameter name="unit" string="true">°C</{MARK}parameter>\n', ""),
+    "a missing argument": (f'<{DSML}parameter name="unit" string="true">°C</{DSML}parameter>\n', ""),
     "a value outside the enum": ("°C", "°K"),
     "a string that is too long": ("Paris", "Paris in May"),
     "a number as text": ('string="false">3', 'string="true">3'),
     "a number outside its range": (">3<", ">15<"),
     "no number": (">3<", ">three<"),
-    "a tag without its line break": (f'">\n<{MARK}parameter name="city"', f'"><{MARK}parameter name="city"'),
-    "another block": (f"</{MARK}tool_calls>", f"</{MARK}tool_calls>\n<{MARK}tool_calls>"),
-    "text after the block": (f"</{MARK}tool_calls>", f"</{MARK}tool_calls>."),
-    "no end of the call": (f"</{MARK}invoke>\n", ""),
-    "a tag inside a value": ("Paris", f"</{MARK}x>"),
+    "a tag without its line break": (f'">\n<{DSML}parameter name="city"', f'"><{DSML}parameter name="city"'),
+    "another block": (f"</{DSML}tool_calls>", f"</{DSML}tool_calls>\n<{DSML}tool_calls>"),
+    "text after the block": (f"</{DSML}tool_calls>", f"</{DSML}tool_calls>."),
+    "no end of the call": (f"</{DSML}invoke>\n", ""),
+    "a tag inside a value": ("Paris", f"</{DSML}x>"),
 }
 
 
@@ -204,8 +205,8 @@ def test_tags_spelled_in_characters_begin_no_block() -> None:
     text = render([("get_weather", HOT)], "x")
     assert accepts_text(text, WEATHER)
     assert not accepts(compiled(WEATHER), TOKENIZER.encode(text)), "the mark is a token"
-    assert not accepts(compiled(WEATHER, tool_choice="none"), TOKENIZER.encode(f"<{MARK}tool_calls>"))
-    assert accepts(compiled(WEATHER), TOKENIZER.encode(f"the mark is {MARK}, at the beginning of a tag"))
+    assert not accepts(compiled(WEATHER, tool_choice="none"), TOKENIZER.encode(f"<{DSML}tool_calls>"))
+    assert accepts(compiled(WEATHER), TOKENIZER.encode(f"the mark is {DSML}, at the beginning of a tag"))
 
 
 class Unmarked(Tokenizer):
@@ -213,7 +214,7 @@ class Unmarked(Tokenizer):
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        return {spelling: token for spelling, token in super().special_tokens.items() if spelling != MARK}
+        return {spelling: token for spelling, token in super().special_tokens.items() if spelling != DSML}
 
 
 def test_a_tokenizer_without_the_mark_spells_it() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import deepseek_recipe as recipe
 from hypothesis import strategies as st
 
-from dsv4.engine.call_markup import MARK
 from dsv4.tokenizer import Tokenizer
+from dsv4.tokenizer.special import DSML
 
 Calls = list[tuple[str, dict[str, Any]]]
 
@@ -44,8 +44,8 @@ def render(calls: Calls, content: str = "") -> str:
 
 def tokens(tokenizer: Tokenizer, answer: str) -> list[int]:
     """Tokens of an answer in which every mark is the special token."""
-    first, *rest = answer.split(MARK)
-    mark = tokenizer.special_tokens[MARK]
+    first, *rest = answer.split(DSML)
+    mark = tokenizer.special_tokens[DSML]
     return tokenizer.encode(first) + [token for part in rest for token in (mark, *tokenizer.encode(part))]
 
 

@@ -39,7 +39,7 @@ def test_the_student_reads_the_corpus_beside_the_conversations(tmp_path: Path, m
     base, corpus = small_base(tmp_path / "small"), write_corpus(tmp_path / "corpus")
     texts = texts_of(recipe(corpus, "prose=0.3", "needles-512=0.2"), tmp_path / "data")
     assert texts is not None
-    nano.copy_tokenizer(base, texts.data.tokenizer)
+    nano.take_tokenizer(base, texts.data.tokenizer)
     texts.make(lambda text: None)
     assert texts.made.exists() and not texts.data.shards("manuals").exists()
     for part in texts.shares:

@@ -25,10 +25,10 @@ from dsv4.checkpoint.errors import CheckpointError
 from dsv4.engine import LLM, AsyncEngine, EngineError, QueueFullError, SamplingParams
 from dsv4.engine.capacity import CapacityError
 from dsv4.engine.config import EngineConfig
-from dsv4.engine.errors import QueueTimeoutError
+from dsv4.engine.errors import EngineCrashedError, QueueTimeoutError
 from dsv4.engine.grammar import GrammarCompiler, GrammarError
 from dsv4.engine.outputs import ProgressEvent, Timings, TokenEvent
-from dsv4.engine.process.client import EngineCrashedError, EngineProcess
+from dsv4.engine.process.client import EngineProcess
 from dsv4.engine.process.messages import pack, unpack
 from dsv4.engine.process.portable_errors import PortableError
 from dsv4.engine.process.restarts import RestartPolicy

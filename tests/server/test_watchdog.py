@@ -17,8 +17,8 @@ import pytest
 
 from dsv4.engine import AsyncEngine, EngineError, SamplingParams
 from dsv4.engine.cluster.replica import standstill
-from dsv4.engine.errors import PromptRefusedError, QueueTimeoutError
-from dsv4.engine.process.client import EngineCrashedError, EngineProcess
+from dsv4.engine.errors import EngineCrashedError, PromptRefusedError, QueueTimeoutError
+from dsv4.engine.process.client import EngineProcess
 from dsv4.engine.process.messages import pack_tokens
 from dsv4.engine.process.restarts import RestartPolicy
 from dsv4.engine.process.suspects import Suspects, prompt_hash

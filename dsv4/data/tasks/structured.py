@@ -5,8 +5,10 @@ import re
 from random import Random
 from typing import Any, ClassVar
 
+from dsv4.conversation.tool_tags import BLOCK, BLOCK_END
 from dsv4.data.tasks.base import Draft, Example, Task, split_of
 from dsv4.data.tasks.words import CITIES, COLOURS, FIRST_NAMES, ITEMS, TOPICS, WEATHER
+from dsv4.tokenizer.special import DSML
 
 TOOLS: dict[str, dict[str, Any]] = {
     "get_weather": {
@@ -32,15 +34,15 @@ TOOLS: dict[str, dict[str, Any]] = {
 }
 
 UNREADABLE = (ValueError, RecursionError)  # errors of json.loads: numbers of thousands of digits, brackets as deep, too
-_INVOKE = re.compile(r'<｜DSML｜invoke name="([^"]*)">\n(.*?)</｜DSML｜invoke>', re.DOTALL)
-_PARAMETER = re.compile(r'<｜DSML｜parameter name="([^"]*)" string="(true|false)">(.*?)</｜DSML｜parameter>', re.DOTALL)
+_INVOKE = re.compile(rf'<{DSML}invoke name="([^"]*)">\n(.*?)</{DSML}invoke>', re.DOTALL)
+_PARAMETER = re.compile(rf'<{DSML}parameter name="([^"]*)" string="(true|false)">(.*?)</{DSML}parameter>', re.DOTALL)
 
 
 def parse_tool_calls(text: str) -> list[dict[str, Any]] | None:
     """Parse an answer's tool-call block to [{name, arguments}]; None if it is malformed, [] without one."""
-    if "<｜DSML｜tool_calls>" not in text:
+    if BLOCK not in text:
         return []
-    block, closed, after = text.split("<｜DSML｜tool_calls>", 1)[1].partition("</｜DSML｜tool_calls>")
+    block, closed, after = text.split(BLOCK, 1)[1].partition(BLOCK_END)
     if not closed or after.strip():
         return None
     calls: list[dict[str, Any]] = []

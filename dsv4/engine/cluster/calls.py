@@ -11,10 +11,9 @@ from typing import Any
 
 from dsv4.engine.cluster.library import ray_module
 from dsv4.engine.cluster.messages import RETRY_SECONDS, Events
-from dsv4.engine.errors import EngineError
+from dsv4.engine.errors import EngineCrashedError, EngineError
 from dsv4.engine.listeners import is_last
 from dsv4.engine.outputs import TokenEvent
-from dsv4.engine.process.client import EngineCrashedError
 from dsv4.engine.process.messages import unpack
 from dsv4.engine.process.portable_errors import PortableError
 from dsv4.engine.process.suspects import Flight

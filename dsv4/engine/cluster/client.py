@@ -16,11 +16,11 @@ from dsv4.engine.cluster.calls import Call, crash, is_death
 from dsv4.engine.cluster.connection import Cluster, ReplicaPlan
 from dsv4.engine.cluster.messages import RETRY_SECONDS, Events, ReplicaState
 from dsv4.engine.cluster.metrics import merged_metrics
-from dsv4.engine.errors import EngineError, QueueFullError
+from dsv4.engine.errors import EngineCrashedError, EngineError, QueueFullError
 from dsv4.engine.fairness import User
 from dsv4.engine.metrics import Metric, MetricRegistry, counter, gauge
 from dsv4.engine.outputs import EventStream, TokenStream
-from dsv4.engine.process.client import METRICS_SECONDS, EngineCrashedError
+from dsv4.engine.process.client import METRICS_SECONDS
 from dsv4.engine.process.messages import EngineState, pack_tokens
 from dsv4.engine.process.portable_errors import PortableError
 from dsv4.engine.process.served_model import ModelFacts, ServedModel

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from dsv4.engine.cluster.library import ray_module
 from dsv4.engine.cluster.messages import RETRY_SECONDS, Events, ReplicaState
-from dsv4.engine.errors import EngineError, GrammarError, QueueFullError
+from dsv4.engine.errors import EngineCrashedError, EngineError, GrammarError
 from dsv4.engine.fairness import User
 from dsv4.engine.listeners import Item, QueueListener
-from dsv4.engine.process.client import EngineCrashedError
 from dsv4.engine.process.messages import EngineState, pack
 from dsv4.engine.process.portable_errors import PortableError
 from dsv4.engine.process.served_model import ModelFacts
@@ -158,15 +157,7 @@ class EngineReplica:
             raise GrammarError(params.constraint_field, reason) from error
 
     def _present_state(self) -> EngineState:
-        engine = self._engine
-        if engine is None:
-            return EngineState()
-        full = None
-        try:
-            engine.check_room()
-        except QueueFullError as error:
-            full = str(error)
-        return EngineState(engine.num_running, engine.num_waiting, full, engine.num_steps)
+        return EngineState() if self._engine is None else EngineState.of(self._engine)
 
     def _watch(self, engine: AsyncEngine, watch: StuckWatch | None) -> None:
         """Ends the process soon after its engine has failed: Ray then starts another, and the router knows."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, cast
 
-from dsv4.engine.errors import EngineError, GrammarError, QueueFullError
+from dsv4.engine.errors import EngineCrashedError, EngineError, GrammarError, QueueFullError
 from dsv4.engine.fairness import User
 from dsv4.engine.metrics import Metric, MetricRegistry, counter, gauge
 from dsv4.engine.outputs import EventStream, TokenStream
@@ -29,14 +29,6 @@ METRICS_SECONDS = 5.0  # that a look at the metrics waits for the process
 CLOSE_SECONDS = 60.0  # for the running step and what the process writes at its end
 
 logger = logging.getLogger("dsv4.engine")
-
-
-class EngineCrashedError(EngineError):
-    """The engine process has crashed and is being started again: a later try may succeed."""
-
-    def __init__(self, message: str, retry_after: float) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after  # seconds, for clients
 
 
 class EngineProcess:

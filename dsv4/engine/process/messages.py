@@ -12,11 +12,15 @@ import threading
 from array import array
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from dsv4.engine.errors import QueueFullError
 from dsv4.engine.fairness import User
 from dsv4.engine.outputs import ProgressEvent, Timings, TokenEvent
 from dsv4.engine.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from dsv4.engine.interface import Engine
 
 PackedEvent = tuple[Any, ...]
 
@@ -33,6 +37,16 @@ class EngineState:
     num_waiting: int = 0
     full: str | None = None
     num_steps: int = 0
+
+    @classmethod
+    def of(cls, engine: Engine) -> EngineState:
+        """The state of an engine as it is now."""
+        full = None
+        try:
+            engine.check_room()
+        except QueueFullError as error:
+            full = str(error)
+        return cls(engine.num_running, engine.num_waiting, full, engine.num_steps)
 
 
 # From the server.

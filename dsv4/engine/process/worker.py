@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from dsv4.engine.async_engine import AsyncEngine
-from dsv4.engine.errors import EngineError, QueueFullError, QueueTimeoutError
+from dsv4.engine.errors import EngineError, QueueTimeoutError
 from dsv4.engine.garbage import keep_what_is_loaded
 from dsv4.engine.listeners import Item
 from dsv4.engine.llm import LLM
@@ -194,14 +194,8 @@ class Worker:
                     self._link.send(Events(list(events), state))
 
     def _present_state(self) -> EngineState:
-        engine = self._engine
-        assert engine is not None
-        full = None
-        try:
-            engine.check_room()
-        except QueueFullError as error:
-            full = str(error)
-        return EngineState(engine.num_running, engine.num_waiting, full, engine.num_steps)
+        assert self._engine is not None
+        return EngineState.of(self._engine)
 
 
 class _Sender:
