@@ -1,4 +1,5 @@
-"""Teachers of on-policy distillation: one in memory at a time, their last hidden states on disk, their heads on demand.
+"""Teachers of on-policy distillation: one in memory at a time, or all where they are small, their last hidden states on
+disk, their heads on demand.
 
 Hidden states [n, d] take a V-th of the logits' memory: 14 KB instead of 517 KB per token for the published Pro shape
 in fp32 logits. They are those that the head reads, after the final norm.
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from dsv4.checkpoint.atomic import new_file
 from dsv4.checkpoint.folder import Checkpoint
+from dsv4.model.transformer import Transformer
 from dsv4.post_training.effort_names import Mode
 from dsv4.post_training.efforts import effort_of
 from dsv4.post_training.frozen_models import load_frozen
@@ -27,6 +29,9 @@ from dsv4.post_training.rollouts import Sampled, answer_hidden, packed
 from dsv4.tokenizer import Tokenizer
 from dsv4.training.qat import as_stored
 
+KEPT_BYTES = (
+    1 << 30
+)  # of all teachers' files: these stay in memory, since loading takes longer than a small one computes
 HEAD, TOKENIZER = "head.weight", "tokenizer.json"
 
 
@@ -57,7 +62,9 @@ class Teachers:
             raise ValueError("no teachers; allowed: one or more, by domain")
         self.teachers, self.cache, self.numerics, self.device = dict(teachers), cache, numerics, device
         self.quantized = quantized
-        self._resident: tuple[str, Tensor] | None = None  # the one head in memory
+        self.resident = sum(map(_file_bytes, {teacher.folder for teacher in teachers.values()})) <= KEPT_BYTES
+        self._models: dict[Path, Transformer] = {}  # one, or all if they are resident
+        self._heads: dict[str, Tensor] = {}  # likewise
         for domain, teacher in self.teachers.items():
             with Checkpoint(teacher.folder) as checkpoint:
                 if checkpoint.config.vocab_size != vocab_size:
@@ -110,16 +117,19 @@ class Teachers:
         """Compute each teacher's hidden states of its rollouts, one teacher after the other, and write them."""
         shutil.rmtree(self.cache, ignore_errors=True)
         self.cache.mkdir(parents=True)
-        self._resident = None
+        if not self.resident:
+            self._heads.clear()
         for domain, rollouts in by_domain.items():
-            model = load_frozen(self.teachers[domain].folder, self.quantized, self.numerics, self.device)
+            model = self._model(self.teachers[domain].folder)
             parts: list[Tensor] = []
             for micro in packed(rollouts, micro_tokens):
                 hidden, _ = answer_hidden(model, micro)
                 parts += hidden.cpu().split([rollout.num_tokens for rollout in micro])
             with new_file(self._file(domain)) as temporary:
                 save_file({str(place): part.contiguous() for place, part in enumerate(parts)}, temporary)
-            del model  # before the next one is loaded: each may be a whole copy in fp32
+            if not self.resident:
+                del model  # before the next one is loaded: each may be a whole copy in fp32
+                self._models.clear()
 
     def hidden(self, domain: str, places: Sequence[int]) -> Tensor:
         """Hidden states [n, d] of the rollouts `places` of a domain, laid end to end."""
@@ -127,16 +137,27 @@ class Teachers:
             return torch.cat([file.get_tensor(str(place)) for place in places]).to(self.device)
 
     def head(self, domain: str) -> Tensor:
-        """Head [V, d] of a teacher, in fp32. It replaces the one in memory: sort samples by teacher."""
-        if self._resident is None or self._resident[0] != domain:
-            self._resident = None
+        """Head [V, d] of a teacher, in fp32. It replaces the one in memory if not all fit: sort samples by teacher."""
+        if domain not in self._heads:
+            if not self.resident:
+                self._heads.clear()
             with Checkpoint(self.teachers[domain].folder) as checkpoint:
                 head = checkpoint.parameter(HEAD, self.device).float()
-            self._resident = (domain, as_stored(HEAD, head) if self.quantized else head.clone())
-        return self._resident[1]
+            self._heads[domain] = as_stored(HEAD, head) if self.quantized else head.clone()
+        return self._heads[domain]
+
+    def _model(self, folder: Path) -> Transformer:
+        if folder not in self._models:
+            self._models[folder] = load_frozen(folder, self.quantized, self.numerics, self.device)
+        return self._models[folder]
 
     def _file(self, domain: str) -> Path:
         return self.cache / f"{quote(domain, safe='')}.safetensors"
+
+
+def _file_bytes(folder: Path) -> int:
+    """Size of the weights of a model folder."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _names(domain: str, effort: Mode | None) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import weakref
 from dataclasses import replace
@@ -16,6 +17,8 @@ from safetensors import safe_open
 from dsv4.config import nano_path
 from dsv4.kernels import backends
 from dsv4.model.batch import RaggedBatch
+from dsv4.model.transformer import Transformer
+from dsv4.post_training import teachers as teachers_module
 from dsv4.post_training.distillation import DistillationRun, DistillationSettings
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.episodes.sampling import sample_episodes
@@ -94,6 +97,7 @@ def test_the_student_approaches_both_teachers(estimate: str, tmp_path: Path, fol
 def test_teachers_are_hidden_states_and_one_head_each_with_its_weight(
     tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(teachers_module, "KEPT_BYTES", 0)
     run = make_run(tmp_path, folders, replace(LOOP, steps=1), replace(SETTINGS, micro_tokens=30))
     run.teachers.teachers["numbers"] = Teacher(folders["numbers"], 3.0)
     asked: list[str] = []
@@ -116,6 +120,30 @@ def test_teachers_are_hidden_states_and_one_head_each_with_its_weight(
     for domain in kl:
         with safe_open(tmp_path / "hidden" / f"{domain}.safetensors", "pt") as file:
             assert {file.get_slice(name).get_shape()[1] for name in file.keys()} == {width}  # noqa: SIM118
+
+
+def test_small_teachers_are_loaded_once(
+    tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one after the other in each step; all values are the same."""
+    loaded: list[weakref.ref[Transformer]] = []
+    plain = teachers_module.load_frozen
+
+    def noted(*arguments: Any) -> Transformer:
+        assert many or not any(ref() is not None for ref in loaded), "two teachers are in memory"
+        loaded.append(weakref.ref(model := plain(*arguments)))
+        return model
+
+    monkeypatch.setattr(teachers_module, "load_frozen", noted)
+    found: list[tuple[int, list[float]]] = []
+    for many in (True, False):
+        monkeypatch.setattr(teachers_module, "KEPT_BYTES", 1 << 30 if many else 0)
+        make_run(tmp_path / str(many), folders, replace(LOOP, steps=2)).run()
+        found.append((len(loaded), [line["loss"] for line in metrics(tmp_path / str(many))]))
+        gc.collect()
+        loaded.clear()
+    assert [count for count, _ in found] == [2, 4]
+    assert found[0][1] == found[1][1]
 
 
 def test_a_teacher_equal_to_the_student_moves_nothing(tmp_path: Path, folders: dict[str, Path]) -> None:
