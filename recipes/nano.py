@@ -37,7 +37,7 @@ from dsv4.training.pretrain_recipe import PretrainRecipe
 from dsv4.training.pretrain_run import STOPPED, make_trainer
 from dsv4.training.rank_loop import RankTrainer
 from dsv4.training.recipe import read_recipe, split_words, write_recipe
-from dsv4.training.sources import TASKS, MixtureSource
+from dsv4.training.sources import MixtureSource
 from dsv4.training.stopping import RunStoppedError
 
 CURVE_STEPS = 200
@@ -144,7 +144,7 @@ def run_part(recipe: NanoRecipe, part: str, run_dir: Path, workers: int, console
     else:
         found = new_run(recipe.part(part, (run_dir / "data").absolute()), folder, console)
     trainer = make_trainer(found, folder, workers, console)
-    trainer.stages = choose_losses(trainer.stages, "mask" if part in ("sft", "long") else "all")
+    trainer.stages = choose_losses(trainer.stages, found.data.tasks_loss)
     trainer.plan = make_plan(recipe, part, found, folder)
     if part != recipe.parts[0] and not trainer.state_path.exists():
         before = recipe.parts[recipe.parts.index(part) - 1]
@@ -190,14 +190,14 @@ def make_plan(recipe: NanoRecipe, part: str, found: PretrainRecipe, folder: Path
 
 
 def choose_losses(stages: Sequence[Stage], loss: str) -> list[Stage]:
-    """Stages whose haystacks and tasks have loss on every token, "all", or on what the assistant says, "mask"."""
+    """Stages whose haystacks have the tasks' loss: on every token, "all", or on what the assistant says, "mask"."""
     haystacks = tuple(name(0).rstrip("0") for name in (haystack_part, recall_part))
     found: list[Stage] = []
     for stage in stages:
         source = stage.source
         assert isinstance(source, MixtureSource)
         parts = tuple(
-            replace(part, loss=loss) if part.name == TASKS or part.folders[0].name.startswith(haystacks) else part
+            replace(part, loss=loss) if part.folders and part.folders[0].name.startswith(haystacks) else part
             for part in source.parts
         )
         found.append(

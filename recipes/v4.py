@@ -21,6 +21,7 @@ from rich.console import Console
 from dsv4.checkpoint.atomic import DiskFullError, new_file, new_folder, sole_writer
 from dsv4.commands.recipe_flags import parse
 from dsv4.config import ModelConfig
+from dsv4.data.shards import Index
 from dsv4.engine.loading import check_device
 from dsv4.evals.post_training_results import read_results, write_results
 from dsv4.evals.results_card import write_card
@@ -48,6 +49,7 @@ from dsv4.post_training.v4_texts import texts_of
 from dsv4.tokenizer.prompts import write_effort_ladder
 from dsv4.training.export import check_output, export_model
 from dsv4.training.recipe import Section, read_recipe, split_words, write_recipe
+from dsv4.training.run_shards import read_share
 from dsv4.training.stopping import RunStoppedError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_output(out, run_dir)
         recipe = check_recipe(recipe)
         if recipe.student_sft.texts and not recipe.nano.data.corpus:
-            console.print("no --corpus: the student's fine-tuning is on conversations alone, without student_sft.texts")
+            console.print("no --corpus: the student is trained on conversations alone, without student_sft.texts")
         with sole_writer(run_dir):
             if options.resume:
                 record_origin(run_dir, recipe.device)
@@ -126,9 +128,9 @@ def saved_recipe(run_dir: Path, options: argparse.Namespace) -> V4Recipe:
 
 
 def check_recipe(recipe: V4Recipe) -> V4Recipe:
-    """The recipe with whole paths of its models, so that a run is resumed from any folder.
+    """The recipe with whole paths of its models and texts, so that a run is resumed from any folder.
 
-    ValueError, before hours of training, for a device, a model, a corpus or a sandbox that is missing.
+    ValueError, before hours of training, for a device, a model, a corpus, texts or a sandbox that is missing.
     """
     check_device(recipe.device)
     models: dict[str, str] = {}
@@ -150,9 +152,12 @@ def check_recipe(recipe: V4Recipe) -> V4Recipe:
         )
     if (texts := texts_of(recipe, Path())) is not None:
         _ = texts.data  # names what the corpus lacks
+    student = recipe.student.placed()
+    for word in student.distillation.texts:
+        Index.read(Path(read_share(word)[0]))
     for name in DOMAINS:
         open_domain(name).prepare()
-    return recipe.model_copy(update=models)
+    return recipe.model_copy(update={**models, "student": student})
 
 
 def begin_run(recipe: V4Recipe, run_dir: Path, command: str) -> None:

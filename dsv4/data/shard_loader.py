@@ -212,7 +212,8 @@ class MixtureLoader:
         """Documents of the generated part's share, at least `least` of them, in at most `room` tokens.
 
         They are those that begin in a window of the share's tokens, somewhere in a long sequence of documents: groups
-        have the share in the mean, and long documents as often as they are drawn, however small the window.
+        have the share in the mean, and long documents as often as they are drawn, however small the window. One that is
+        longer than the room left ends them: of groups of a few rows with such documents the share is smaller.
         """
         if self._generated is None:
             return

@@ -13,16 +13,17 @@ from dsv4.conversation.tool_tags import BLOCK_END
 from dsv4.post_training.problems import END_OF_THINKING
 from dsv4.tokenizer.special import DSML
 
-_CODE = re.compile(rf"```.*?(?:```|\Z)|<{DSML}.*?(?:{BLOCK_END}|\Z)", re.DOTALL)  # has words of its own
-_OF_ALL = {
-    "FULLWIDTH",
-    "HALFWIDTH",
-    "MODIFIER",
-    "MATHEMATICAL",
-    "SCRIPT",
-    "DOUBLE-STRUCK",
-    "GREEK",
-}  # of mathematics, too
+# Code and tool calls have words of their own. Reasoning ends after them; an answer may be cut within.
+_CODE = re.compile(rf"```.*?```|<{DSML}.*?{BLOCK_END}", re.DOTALL)
+_CUT_CODE = re.compile(rf"(?:```|<{DSML}).*\Z", re.DOTALL)
+
+_SYMBOLS = {"<font>", "<super>", "<sub>"}  # decompositions of letters that are symbols of mathematics and units
+_OF_NO_LANGUAGE = {
+    *("MODIFIER", "MICRO", "EULER", "ALEF", "BET", "GIMEL", "DALET", "TURNED"),
+    *("IDEOGRAPHIC", "KATAKANA-HIRAGANA", "VERTICAL"),  # marks of repetition and length, beside the letters
+}
+_FAMILIES = {"HIRAGANA": "KANA", "KATAKANA": "KANA"}
+_WITH_HAN = ("KANA", "HANGUL")  # written with Chinese characters, too, whether a question has one or not
 
 
 def question_of(asked: Conversation) -> str:
@@ -34,13 +35,18 @@ def question_of(asked: Conversation) -> str:
 def consistency(question: str, text: str) -> float:
     """Share of a text's letters that are in writing systems of the question, fenced code and tool calls aside.
 
-    Of a text with reasoning, that of the reasoning. 1.0 where either has no letters.
+    Of a text with reasoning, that of the reasoning. 1.0 where either has no letters. Letters of mathematics belong to
+    no language: so do Greek ones, unless they are most of the question's.
     """
     reasoning, ended, _ = text.partition(END_OF_THINKING)
-    known, found = _letters(question), _letters(reasoning if ended else text)
+    known = _letters(question)
+    found = _letters(reasoning) if ended else _letters(_CUT_CODE.sub("", _CODE.sub(" ", text)))
+    if 2 * known["GREEK"] <= known.total():
+        del known["GREEK"], found["GREEK"]
     if not known or not found:
         return 1.0
-    return sum(count for script, count in found.items() if script in known) / found.total()
+    scripts = {*known} | ({"CJK"} if any(script in known for script in _WITH_HAN) else set[str]())
+    return sum(count for script, count in found.items() if script in scripts) / found.total()
 
 
 def _letters(text: str) -> Counter[str]:
@@ -55,5 +61,10 @@ def _script(character: str) -> str:
     """First word of a letter's name in Unicode, such as LATIN or CJK; empty for what belongs to no language."""
     if not unicodedata.category(character).startswith("L"):
         return ""
-    name = unicodedata.name(character, "").split(" ")[0]
-    return "" if name in _OF_ALL else name
+    if unicodedata.decomposition(character).partition(" ")[0] in _SYMBOLS:
+        return ""
+    if unicodedata.name(character, "").partition(" ")[0] in _OF_NO_LANGUAGE:
+        return ""
+    plain = unicodedata.normalize("NFKC", character)[0]  # as wide or narrow as others
+    name = unicodedata.name(plain, "").partition(" ")[0]
+    return _FAMILIES.get(name, name)

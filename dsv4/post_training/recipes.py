@@ -242,7 +242,7 @@ class DistillationSection(Section):
     @classmethod
     def _check_texts(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         folders = [folder for folder, _ in map(read_share, given)]
-        if len({*folders}) < len(folders):
+        if len({Path(folder).resolve() for folder in folders}) < len(folders):
             raise ValueError(f"texts has a folder twice: {', '.join(folders)}; allowed: once, with its share")
         return given
 
@@ -267,7 +267,7 @@ class DistillRecipe(PolicyRecipe):
         return self.problems.source(self.modes(), rewarded=False)
 
     def placed(self) -> Self:
-        texts = [f"{Path(folder).absolute()}={share:g}" for folder, share in map(read_share, self.distillation.texts)]
+        texts = [f"{Path(folder).absolute()}={share!r}" for folder, share in map(read_share, self.distillation.texts)]
         distillation = self.distillation.model_copy(update={"texts": tuple(texts)})
         return super().placed().model_copy(update={"distillation": distillation})
 

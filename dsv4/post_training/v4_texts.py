@@ -1,4 +1,4 @@
-"""Parts of the corpus in the student's fine-tuning, without which a small model forgets what it has read."""
+"""Parts of the corpus in the student's fine-tuning and distillation: without them it forgets what it has read."""
 
 from __future__ import annotations
 
@@ -44,7 +44,5 @@ class StudentTexts:
 
 
 def texts_of(recipe: V4Recipe, folder: Path) -> StudentTexts | None:
-    """The student's texts; None without a corpus, without parts or where the student is not fine-tuned."""
-    if not (recipe.nano.data.corpus and recipe.student_sft.texts and recipe.student_sft.has_length):
-        return None
-    return StudentTexts(recipe, folder)
+    """The student's texts; None without a corpus or without parts."""
+    return StudentTexts(recipe, folder) if recipe.nano.data.corpus and recipe.student_sft.texts else None

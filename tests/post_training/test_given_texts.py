@@ -141,6 +141,7 @@ def test_the_recipe_has_texts_and_goes_on_with_the_same(shards: Path, folder: Pa
     [
         (["distillation.texts=none"], "none"),
         (["distillation.texts=['a', 'a=2']"], "texts has a folder twice: a, a; allowed: once, with its share"),
+        (["distillation.texts=['a=1', './a=2']"], "texts has a folder twice: a, ./a; allowed: once, with its share"),
         (["distillation.text_tokens=1"], "distillation.text_tokens is 1"),
         (["--teacher", "texts=models/nano"], "teachers of no problem that is asked: texts; allowed: data, default"),
     ],

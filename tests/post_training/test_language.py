@@ -28,6 +28,16 @@ from .small_policy import TextProblem, has_f
         ("这是什么？", "```python\nprint(1)\n```", 1.0),  # code has words of its own
         ("这是什么？", "这 <｜DSML｜tool_calls>look</｜DSML｜tool_calls> 是", 1.0),
         ("What is it?", "angle α, ½, ℝ and ｘ", 1.0),  # letters of mathematics
+        ("How many?", "5 µm, 3 Ω, 2 Å, nº 5ª, xⁿ, ℎ, ℜ, ℵ", 1.0),  # of units, too
+        ("Τι είναι αυτό;", "It is α", 1 / 5),  # Greek is a language of its own
+        ("What is α + β?", "Είναι so", 1.0),  # and mathematics elsewhere
+        ("東京は？", "東京はロンドンより大きいコンピュータ、々", 1.0),  # kana of both kinds, and their marks
+        ("これは", "東京", 1.0),
+        ("한국은?", "韓國은 カ", 3 / 4),
+        ("这是什么？", "これは", 0.0),
+        ("これは", "ｶﾀｶﾅ", 1.0),  # narrow ones
+        ("这是什么？", "```\nIt is so</think>这", 0.0),  # no code, since it does not end
+        ("这是什么？", "```\nprint(1)", 1.0),  # an answer that is cut in its code
         ("1 + 1 = ?", "这", 1.0),
         ("What is it?", "2", 1.0),
     ],

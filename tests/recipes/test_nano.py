@@ -17,7 +17,10 @@ pytest.importorskip("reasoning_gym")
 
 import dsv4
 from dsv4.config import ModelConfig
+from dsv4.data.shard_loader import RowShape
+from dsv4.training.loop import Stage
 from dsv4.training.nano_recipe import PARTS
+from dsv4.training.sources import TASKS, MixtureSource, PartPaths
 from recipes import nano
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
@@ -145,6 +148,15 @@ def test_a_point_of_the_held_out_curve_that_a_kill_prevented_is_measured(
     assert found == measured
 
 
+def test_haystacks_have_the_loss_of_the_recipes_tasks() -> None:
+    names = ("prose", "needles-512", "recall-4096")
+    parts = [PartPaths(TASKS, (), 1.0, "all"), *(PartPaths(name, (Path(name),)) for name in names)]
+    source = MixtureSource(Path("tokenizer"), tuple(parts), 1, RowShape(512, 512))
+    (stage,) = nano.choose_losses([Stage("a", 1.0, source)], "all")
+    assert isinstance(stage.source, MixtureSource)
+    assert [part.loss for part in stage.source.parts] == ["all", "mask", "all", "all"]
+
+
 def test_the_whole_recipe_keeps_the_limits() -> None:
     """Its model's folder has at most 25 MB; every shard that a stage names is made; shares and contexts are right."""
     from dsv4.analysis.inventory import checkpoint_bytes
@@ -163,6 +175,9 @@ def test_the_whole_recipe_keeps_the_limits() -> None:
             assert set(shares) <= known
             tasks = part.data.tasks if stage.tasks is None else stage.tasks
             assert sum(map(float, shares.values())) + tasks == pytest.approx(1, abs=0.011)
+    assert [part.data.tasks_loss for part in (whole.base, whole.mid, whole.sft, whole.long)] == ["all"] * 2 + [
+        "mask"
+    ] * 2
     assert whole.base.model == whole.mid.model == whole.sft.model
     assert whole.long.model.config() == ModelConfig.preset("nano")
     plain = replace(whole.sft.model.config(), rope_scaling=ModelConfig.preset("nano").rope_scaling)

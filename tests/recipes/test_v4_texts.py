@@ -68,6 +68,19 @@ def test_distillation_has_the_texts_and_the_start_teaches_them(tmp_path: Path) -
     assert "texts" not in next(without._distill())
 
 
+def test_distillation_has_them_without_fine_tuning(tmp_path: Path) -> None:
+    keys = [f"nano.data.corpus={write_corpus(tmp_path / 'corpus')}", "base_model=b", "sft_model=s"]
+    found = v4.read_v4_recipe(v4.RECIPE, nano.RECIPE, [*keys, "budget.student_sft=0"])
+    assert not found.student_sft.has_length and texts_of(found, tmp_path) is not None
+
+
+def test_other_texts_are_looked_for_before_the_run(tmp_path: Path) -> None:
+    base = small_base(tmp_path / "small")
+    keys = [f"base_model={base}", f"sft_model={base}", "nano.data.corpus=", "student.distillation.texts=['no/such']"]
+    with pytest.raises(ValueError, match="no/such: no index.json, so these are no shards"):
+        v4.check_recipe(v4.read_v4_recipe(v4.RECIPE, nano.RECIPE, keys))
+
+
 def test_texts_need_a_corpus_and_parts_that_it_has(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus")
     assert texts_of(recipe("", "prose=0.3"), tmp_path) is None
