@@ -10,11 +10,16 @@ import dsv4  # before torch: it pins MKL's rounding mode
 
 import torch  # isort: skip
 import pytest
+from hypothesis import settings
 from torch.utils._device import _device_constructors
 
 assert dsv4.__version__
 os.environ["DSV4_CHECK"] = "1"  # inherited by helper processes and servers
 torch.set_num_threads(1)
+# No time limit per example, for one may take long where all cores compute. All else as hypothesis has it, also its own
+# profile of continuous integration.
+settings.register_profile("dsv4", settings(), deadline=None)
+settings.load_profile("dsv4")
 # torch.device("meta") finds the functions it redirects in a table that it fills at first use. Fill it before
 # torch.empty is replaced below, or a model meant for the meta device would be built on the CPU.
 _device_constructors()

@@ -315,7 +315,7 @@ def test_serve_by_name_answers_under_the_repositorys_name(hub: Hub, tmp_path: Pa
             line = process.stdout.readline()
             found = re.fullmatch(r"tiny-v4 is ready\. Chat page: (http://127\.0\.0\.1:\d+)/\n", line)
             assert found, line
-            assert httpx.get(f"{found[1]}/v1/models").json()["data"][0]["id"] == "tiny-v4"
+            assert httpx.get(f"{found[1]}/v1/models", timeout=60).json()["data"][0]["id"] == "tiny-v4"
             body = {"model": "tiny-v4", "messages": [{"role": "user", "content": "the cat"}], "max_tokens": 4}
             answer = httpx.post(f"{found[1]}/v1/chat/completions", json=body, timeout=120)
             assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] >= 1

@@ -61,7 +61,7 @@ def test_timings_are_of_the_steps_themselves(model) -> None:
     model.seconds_per_step = 0.02
 
     async def main(engine: AsyncEngine) -> list[TokenEvent]:
-        busy = asyncio.create_task(collect(engine, [4], SamplingParams(seed=1, max_tokens=6, ignore_eos=True)))
+        busy = asyncio.create_task(collect(engine, [4], SamplingParams(seed=1, max_tokens=60, ignore_eos=True)))
         await until(lambda: engine.num_running == 1)
         events = [event async for event in engine.stream(PROMPT, FEW)]
         await asyncio.sleep(0.2)  # a slow reader does not change the timings
@@ -86,7 +86,7 @@ def test_generate_gives_timings_too(model) -> None:
 def test_place_in_the_queue_is_told_at_once_and_as_it_changes(model, monkeypatch) -> None:
     monkeypatch.setattr("dsv4.engine.progress.REPORT_SECONDS", 0.0)
     model.seconds_per_step = 0.002
-    short = SamplingParams(seed=2, max_tokens=40, ignore_eos=True)
+    short = SamplingParams(seed=2, max_tokens=200, ignore_eos=True)
 
     async def main(engine: AsyncEngine) -> list[int | None]:
         first = asyncio.create_task(collect(engine, [4], short))

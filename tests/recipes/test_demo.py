@@ -63,9 +63,10 @@ def test_make_trains_in_minutes_and_serves(steps: int | None, tmp_path: Path) ->
     for stamp in (".python", ".run", ".train"):  # each newer than what it is made from
         (tmp_path / "venv" / stamp).touch()
     arguments = f"--serve --run-dir {tmp_path}/run" + (f" --steps {steps}" if steps else "")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    reserved = socket.socket()  # it holds the port while the demo trains: no other process is given it meanwhile
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # but one that asks for it by number, as the demo
+    reserved.bind(("127.0.0.1", 0))
+    port = reserved.getsockname()[1]
     command = ["make", "train-demo", f"VENV={tmp_path}/venv", f"TEXT={tmp_path}/texts", f"PORT={port}"]
     made = subprocess.Popen(
         [*command, f"ARGS={arguments}"], cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE,
@@ -83,6 +84,7 @@ def test_make_trains_in_minutes_and_serves(steps: int | None, tmp_path: Path) ->
     finally:
         os.killpg(made.pid, signal.SIGTERM)
         printed = made.communicate(timeout=60)[0]
+        reserved.close()
     assert answer["usage"]["completion_tokens"] == 8 and answer["choices"][0]["text"]
     assert f"{steps or 150}/{steps or 150}  loss" in printed and "trained in" in printed
     # One thread, so on a free core as much time passes: whatever else the machine does, the demo's own part is minutes.

@@ -32,6 +32,7 @@ from dsv4.training.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "pretrain.py"
+STEPS = 20  # of a run that is killed after three: enough that it has not ended before
 SIZE = [
     *("stages.0.row_tokens=128", "stages.0.sequence=64", "data.group_rows=4", "run.save_every=2", "run.seed=3"),
     *("data.fill_in_middle=0.3", "data.split_merged=0.3"),
@@ -78,7 +79,7 @@ def losses(run: Path) -> list[tuple[int, float, float]]:
 def test_a_killed_run_goes_on_to_the_same_losses(
     sent: signal.Signals, main: Any, model: Path, texts: Path, tmp_path: Path
 ) -> None:
-    common = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=9", *SIZE]
+    common = [f"model.base={model}", f"data.text={texts}", f"stages.0.steps={STEPS}", *SIZE]
     assert main([*common, "--run-dir", str(tmp_path / "straight"), "--out", str(tmp_path / "a")]) == 0
     run = tmp_path / "killed"
     command = [sys.executable, str(RECIPE), *common, "--run-dir", str(run), "--out", str(tmp_path / "b")]
@@ -96,10 +97,10 @@ def test_a_killed_run_goes_on_to_the_same_losses(
     assert done >= 3
     if sent == signal.SIGTERM:
         assert process.returncode == 128 + signal.SIGTERM, said
-        assert f"stopped by SIGTERM after step {done} of 9; the state is saved in {run / 'state.pt'}" in said
+        assert f"stopped by SIGTERM after step {done} of {STEPS}; the state is saved in {run / 'state.pt'}" in said
         assert torch.load(run / "state.pt")["progress"]["step"] == done
     assert main(["--resume", "--run-dir", str(run), "--out", str(tmp_path / "b"), "--workers", "0"]) == 0
-    assert losses(run) == losses(tmp_path / "straight") and len(losses(run)) == 9
+    assert losses(run) == losses(tmp_path / "straight") and len(losses(run)) == STEPS
     for name in ("model.safetensors", "tokenizer.json"):
         files = [sorted((tmp_path / folder).glob(name.replace(".", "*."))) for folder in "ab"]
         assert files[0] and [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]

@@ -15,6 +15,7 @@ import pytest
 from dsv4.server.connections import ClientLimits
 from dsv4.server.open_files import connection_bound
 
+from . import patient
 from .test_drain import process_serving
 
 CHAT = "/v1/chat/completions"
@@ -98,13 +99,15 @@ def test_a_refused_body_that_never_ends_has_a_deadline_too(strict) -> None:
     assert answer.startswith(b"HTTP/1.1 415 ") and answer.count(b"HTTP/1.1") == 1
 
 
-def test_a_large_body_at_a_fair_pace_and_a_long_answer_have_time(strict) -> None:
-    strict.model.reply, strict.model.seconds_per_step = "</think>" + "x" * 30, 0.1  # more than client_seconds
+def test_a_large_body_at_a_fair_pace_and_a_long_answer_have_time(model, serve) -> None:
+    """Both take more than client_seconds; no pause does."""
+    model.reply, model.seconds_per_step = "</think>" + "x" * 35, 0.1
     body = json.dumps(BODY | {"padding": "x" * 20000}).encode()
-    with connected(strict.url, HEAD + f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()) as slow:
+    head = HEAD + f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+    with serve(model, client_seconds=3.0) as served, connected(served.url, head) as slow:
         for i in range(0, len(body), 2000):
             slow.sendall(body[i : i + 2000])
-            time.sleep(0.15)
+            time.sleep(0.35)
         answer = everything(slow)
     assert answer.startswith(b"HTTP/1.1 200 ") and b'"finish_reason":"stop"' in answer
 
@@ -187,12 +190,12 @@ def test_a_full_server_of_working_clients_answers_503(model, serve) -> None:
             for one in working:
                 assert one.recv(100).startswith(b"HTTP/1.1 200 ")
             for path, kind in ((CHAT, "service_unavailable"), ("/v1/messages", "overloaded_error")):
-                late = httpx.post(served.url + path, json=BODY)
+                late = patient.post(served.url + path, json=BODY)
                 assert late.status_code == 503 and late.headers["retry-after"] == "1" and late.headers["x-request-id"]
                 assert late.json()["error"]["type"] == kind
             assert served.engine.num_running == 2, "nobody who works gave way"
         served.wait_until_idle(60)
-        assert httpx.get(served.url + "/health").status_code == 200
+        assert patient.get(served.url + "/health").status_code == 200
 
 
 @pytest.mark.skipif(os.name != "posix", reason="ulimit")

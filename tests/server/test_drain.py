@@ -14,6 +14,8 @@ from pathlib import Path
 
 import httpx
 
+from . import patient
+
 HERE = Path(__file__).parent
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5000}
@@ -80,7 +82,7 @@ def wait_until(condition, seconds: float = 30.0) -> None:
 
 
 def running(url: str) -> int:
-    return httpx.get(url + "/health").json()["running"]
+    return patient.get(url + "/health").json()["running"]
 
 
 def test_open_streams_end_with_an_error_event_of_their_format() -> None:
@@ -120,11 +122,11 @@ def test_new_requests_are_refused_while_the_server_drains() -> None:
         assert open_one.begun.wait(30)
         wait_until(lambda: running(url) == 2)
         process.send_signal(signal.SIGTERM)
-        wait_until(lambda: httpx.get(url + "/health").status_code == 503)
-        health = httpx.get(url + "/health")
+        wait_until(lambda: patient.get(url + "/health").status_code == 503)
+        health = patient.get(url + "/health")
         assert health.json() == {"status": "draining", "running": 2, "waiting": 0}
         for path in (CHAT, MESSAGES):
-            late = httpx.post(url + path, json=BODY)
+            late = patient.post(url + path, json=BODY)
             assert late.status_code == 503 and late.json()["error"]["message"].startswith("The server is shutting down")
             assert 1 <= int(late.headers["retry-after"]) <= 8 and late.headers["x-should-retry"] == "true"
         assert "shutting down" in open_one.wait().split("\n\n")[-2]
@@ -139,13 +141,13 @@ def test_a_second_signal_ends_at_once() -> None:
         reader = Reader(url, CHAT)
         assert reader.begun.wait(30)
         process.send_signal(signal.SIGTERM)
-        wait_until(lambda: httpx.get(url + "/health").status_code == 503)
+        wait_until(lambda: patient.get(url + "/health").status_code == 503)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
 
 
 def test_an_idle_server_ends_without_waiting() -> None:
-    with process_serving(grace_seconds=600.0) as (process, url), httpx.Client(base_url=url) as idle:
+    with process_serving(grace_seconds=600.0) as (process, url), httpx.Client(base_url=url, timeout=60) as idle:
         assert idle.get("/health").status_code == 200  # and stays connected
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0

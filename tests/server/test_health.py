@@ -11,6 +11,8 @@ import pytest
 
 from tests.server.conftest import Served
 
+from . import patient
+
 
 def deep(served: Served, path: str = "/health/deep", **params) -> httpx.Response:
     return httpx.get(served.url + path, params=params, timeout=60)
@@ -23,7 +25,7 @@ def test_a_deep_check_computes_one_token(server, path: str, params: dict) -> Non
     state = response.json()
     assert (state["status"], state["models"]["tiny"]["status"]) == ("ok", "ok")
     assert server.model.num_sampled == 1
-    assert httpx.get(server.url + "/health").json() == {"status": "ok", "running": 0, "waiting": 0}
+    assert patient.get(server.url + "/health").json() == {"status": "ok", "running": 0, "waiting": 0}
     assert server.model.num_sampled == 1, "the plain check computes nothing"
 
 
@@ -45,11 +47,11 @@ def test_checks_at_the_same_time_share_a_token(serve, model) -> None:
 def test_a_model_that_fails_is_found_by_a_deep_check_only(serve, model) -> None:
     model.fail = "out of order"
     with serve(model) as served:
-        assert httpx.get(served.url + "/health").status_code == 200
+        assert patient.get(served.url + "/health").status_code == 200
         response = deep(served)
         assert response.status_code == 503 and response.json()["status"] == "error"
         assert "out of order" in response.json()["models"]["tiny"]["error"]
-        assert httpx.get(served.url + "/health").status_code == 503
+        assert patient.get(served.url + "/health").status_code == 503
 
 
 def test_a_model_that_does_not_move_is_stuck_within_the_deadline(serve, model) -> None:
@@ -112,4 +114,4 @@ def test_a_wrong_deadline_is_refused(server) -> None:
 def test_probes_need_no_key(serve, model) -> None:
     with serve(model, api_keys=["sk-1"]) as served:
         assert deep(served).status_code == 200
-        assert httpx.get(served.url + "/v1/tokenize").status_code == 401
+        assert patient.get(served.url + "/v1/tokenize").status_code == 401

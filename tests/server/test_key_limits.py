@@ -19,6 +19,8 @@ from dsv4.server.key_limits import KeyLimiter, KeyLimitMiddleware, KeyLimits
 from dsv4.server.keys import ApiKey, collect_keys, masked
 from dsv4.server.users import remember_key
 
+from . import patient
+
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5000}
 
@@ -35,16 +37,16 @@ def test_a_key_with_all_its_requests_open_is_told_to_wait(model, serve) -> None:
             lines = answer.iter_lines()  # dropping it would close the answer
             next(lines)
             for path, kind in ((CHAT, "rate_limit_error"), (MESSAGES, "rate_limit_error")):
-                refused = httpx.post(served.url + path, json=BODY, headers=with_key("sk-1"))
+                refused = patient.post(served.url + path, json=BODY, headers=with_key("sk-1"))
                 assert refused.status_code == 429 and refused.json()["error"]["type"] == kind
                 assert "exceeds your concurrency limit of 1" in refused.json()["error"]["message"]
                 assert refused.headers["retry-after"] == "1" and refused.headers["x-should-retry"] == "true"
-            assert httpx.get(served.url + "/v1/models", headers=with_key("sk-1")).status_code == 200
+            assert patient.get(served.url + "/v1/models", headers=with_key("sk-1")).status_code == 200
             other = httpx.post(served.url + CHAT, json=BODY | {"max_tokens": 1}, headers=with_key("sk-2"), timeout=60)
             assert other.status_code == 200
         served.wait_until_idle()
         for _ in range(3):  # an error gives its place back too
-            bad = httpx.post(served.url + CHAT, json=BODY | {"temperature": 9}, headers=with_key("sk-1"))
+            bad = patient.post(served.url + CHAT, json=BODY | {"temperature": 9}, headers=with_key("sk-1"))
             assert bad.status_code == 400
         assert http.post(CHAT, json=BODY | {"max_tokens": 1}, headers=with_key("sk-1")).status_code == 200
 

@@ -154,7 +154,7 @@ def test_a_response_is_stored_while_others_are_parsed(monkeypatch: pytest.Monkey
 
         def save_and_parse(text: str) -> Any:
             name = f"meanwhile {len(saved)}"
-            saved.append(threads.submit(store.save, "me", response(name), "[]", None).result(10))
+            saved.append(threads.submit(store.save, "me", response(name), "[]", None).result(60))
             return parse(text)
 
         monkeypatch.setattr("dsv4.server.response_store.json.loads", save_and_parse)

@@ -29,13 +29,14 @@ ARGUMENTS = (
     "--disable-background-networking --disable-component-update --disable-sync"
 )
 MODEL = "dsv4-nano"
+expect.set_options(timeout=20_000)  # not 5 s: where all cores compute, a page takes longer to draw
 
 
 @dataclass
 class Script:
     """One answer: pieces of reasoning and text, `pause` seconds before each; or a status with an error text.
 
-    `held`: the second and later pieces of the text wait until it is set.
+    `held`: the second and later pieces of the text wait until it is set. An event in `progress` holds all that follows.
     """
 
     answer: list[str] = field(default_factory=list)
@@ -48,7 +49,9 @@ class Script:
     error: str = ""
     cut: bool = False  # close the stream before the end
     headers: dict[str, str] = field(default_factory=dict)  # of an error
-    progress: list[dict[str, Any]] = field(default_factory=list)  # fields of the chunks before the answer
+    # Fields of the chunks before the answer.
+    progress: list[dict[str, Any] | threading.Event] = field(default_factory=list)
+    then: list[str] | None = None  # text of the next answers, if not this one again
     milliseconds: float = 20.0  # per token, by the engine's clock
 
     def holds(self, chunk: dict[str, Any]) -> bool:
@@ -66,12 +69,14 @@ class Script:
             "predicted_per_second": rate,
         }
 
-    def chunks(self) -> list[dict[str, Any]]:
+    def chunks(self) -> list[dict[str, Any] | threading.Event]:
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": None, "reasoning_content": ""}]
         deltas += [{"content": None, "reasoning_content": piece} for piece in self.thinking]
         deltas += [{"content": piece, "reasoning_content": None} for piece in self.answer]
         deltas += [{"content": None, "reasoning_content": None, "tool_calls": [piece]} for piece in self.calls]
-        chunks = [{"choices": [], "usage": None} | fields for fields in self.progress]
+        chunks: list[dict[str, Any] | threading.Event] = [
+            one if isinstance(one, threading.Event) else {"choices": [], "usage": None} | one for one in self.progress
+        ]
         for place, delta in enumerate(deltas):
             choice = {"index": 0, "delta": delta, "finish_reason": None}
             chunks.append({"choices": [choice], "usage": None, "timings": self.timings(max(place, 1))})
@@ -145,6 +150,8 @@ class Mock:
             return refused
         self.requests.append(await request.json())
         script = self.script
+        if script.then is not None:
+            self.script = Script(script.then)
         if script.status != 200:
             return error_response(script.status, script.error, script.headers)
         return StreamingResponse(self.stream(script), media_type="text/event-stream")
@@ -153,6 +160,10 @@ class Mock:
         try:
             yield ": keep-alive\n\n"
             for chunk in script.chunks():
+                if isinstance(chunk, threading.Event):
+                    while not chunk.is_set():
+                        await asyncio.sleep(0.02)
+                    continue
                 await asyncio.sleep(script.pause)
                 while script.holds(chunk):
                     await asyncio.sleep(0.02)
@@ -202,7 +213,7 @@ class Tab:
         self.url = url
         self._mock = mock
         self.page = context.new_page()
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(30_000)
         self.hosts: set[str] = set()
         self.errors: list[str] = []
         self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
@@ -246,7 +257,7 @@ class Tab:
 
     def wait(self, status: str, turn: int = -1) -> Locator:
         """Waits until an answer has the status; returns it."""
-        expect(self.answer(turn)).to_have_attribute("data-status", status, timeout=10_000)
+        expect(self.answer(turn)).to_have_attribute("data-status", status, timeout=30_000)
         return self.answer(turn)
 
     def answer(self, turn: int = -1) -> Locator:

@@ -54,11 +54,12 @@ def test_a_file_alone_is_a_message(tab: Any) -> None:
     expect(tab.page.locator(".bubble")).to_be_hidden()
 
 
+# Files are read only once window.release() was called.
 SLOW = """() => {
     const read = Blob.prototype.arrayBuffer;
-    const later = () => new Promise((resolve) => setTimeout(resolve, 1000));
+    const released = new Promise((resolve) => { window.release = resolve; });
     Blob.prototype.arrayBuffer = async function () {
-        await later();
+        await released;
         return read.call(this);
     };
 }"""
@@ -70,6 +71,7 @@ def test_files_that_are_still_being_read_go_with_the_message(tab: Any) -> None:
     attach(tab, ("a.txt", b"ten cats"))
     paste(tab, "long\n" * 40)  # while the file is read
     tab.ask("How many?", ["Ten."])
+    page.evaluate("window.release()")
     tab.wait("done")
     expect(page.locator("#attached")).to_be_hidden()
     content = tab.mock.requests[0]["messages"][0]["content"]
@@ -84,6 +86,7 @@ def test_a_message_that_waits_for_its_files_does_not_go_to_a_chat_opened_meanwhi
     attach(tab, ("a.txt", b"ten cats"))
     tab.ask("How many?", ["Ten."])
     page.locator("#new-chat").click()
+    page.evaluate("window.release()")
     expect(page.locator("#attached")).to_be_visible()
     expect(page.locator("#prompt")).to_have_value("How many?")
     assert len(tab.mock.requests) == 1

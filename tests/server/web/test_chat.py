@@ -27,16 +27,17 @@ def test_answer_streams_as_markdown_with_figures(tab: Any) -> None:
     assert tab.page.locator(".bubble").inner_text() == "What is 40 + 2?"
     assert tab.page.locator("#model").inner_text() == MODEL
     answer.get_by_role("button", name="Copy code").click()
-    assert tab.page.evaluate("navigator.clipboard.readText()") == "print(1)"
+    copied = "navigator.clipboard.readText()"
+    tab.until(lambda: tab.page.evaluate(copied) == "print(1)")
     answer.get_by_role("button", name="Copy answer").click()
-    assert tab.page.evaluate("navigator.clipboard.readText()") == "".join(pieces)
+    tab.until(lambda: tab.page.evaluate(copied) == "".join(pieces))
 
 
 def test_thinking_panel_opens_counts_and_collapses(tab: Any) -> None:
     tab.ask("hi", ["Done."], thinking=["First ", "second."], pause=1.5, milliseconds=1500)
     panel = tab.page.locator("details.thinking")
     expect(panel).to_have_attribute("open", "")
-    expect(panel.locator("summary")).to_have_text("Thinking")
+    expect(panel.locator("summary")).to_have_text(re.compile(r"^Thinking( \d\.\d s)?$"))
     expect(panel.locator("summary")).to_have_text(re.compile(r"Thinking [12]\.\d s"))
     expect(panel.locator(".thinking-body")).to_have_text("First second.")
     tab.wait("done")
@@ -60,7 +61,7 @@ def test_stop_keeps_the_received_text_and_closes_the_connection(tab: Any, how: s
     kept = tab.text()
     assert kept.startswith("0 1 2") and "499" not in kept
     assert "stopped" in answer.locator(".notice").inner_text()
-    tab.until(lambda: tab.mock.disconnects == 1, seconds=3)
+    tab.until(lambda: tab.mock.disconnects == 1)
     assert tab.text() == kept
     expect(tab.page.locator("#announce")).to_have_text("This answer was stopped.")
     # The stopped answer is part of the next request.
@@ -176,7 +177,7 @@ def test_a_chat_deleted_while_the_model_is_reading_stays_deleted(tab: Any) -> No
     page = tab.page
     reading = {"prompt_progress": {"total": 9000, "cache": 0, "processed": 1000, "time_ms": 100}}
     tab.ask("slow", ["never"], pause=2.5, progress=[reading] * 3)
-    expect(tab.answer().locator(".wait-note")).to_contain_text("Reading 1,000 of 9,000", timeout=8_000)
+    expect(tab.answer().locator(".wait-note")).to_contain_text("Reading 1,000 of 9,000")
     page.wait_for_timeout(1500)  # longer than between saves
     page.locator(".chat", has_text="slow").hover()
     before = tab.mock.disconnects

@@ -74,7 +74,7 @@ def test_a_long_message_folds_in_the_chat(tab: Any) -> None:
     assert "line 311" not in bubble.inner_text()
     page.locator(".user").hover()
     page.get_by_role("button", name="Copy message").click()
-    assert page.evaluate("navigator.clipboard.readText()") == LOG
+    tab.until(lambda: page.evaluate("navigator.clipboard.readText()") == LOG)
 
 
 def test_a_dropped_text_folds_in_the_composer_and_opens_by_keyboard(tab: Any) -> None:
@@ -114,19 +114,28 @@ def test_what_is_typed_line_by_line_does_not_fold_by_itself(tab: Any) -> None:
 def test_a_megabyte_is_taken_without_freezing(tab: Any) -> None:
     took, bare = tab.page.evaluate(
         """() => {
-            const time = (area, text) => {
-                const start = performance.now();
+            const put = (area, text) => {
                 area.value = text;
                 area.dispatchEvent(new Event("input"));
                 area.scrollHeight;
+            };
+            const once = (area, text) => {
+                put(area, "");
+                const start = performance.now();
+                put(area, text);
                 return performance.now() - start;
             };
             const area = document.querySelector("#prompt");
             const copy = area.cloneNode(); // without the page's listeners
             area.after(copy);
-            const bare = time(copy, "{ ".repeat(500_000));
+            // The least of up to three: whatever else runs may make one of them longer.
+            let [took, bare] = [Infinity, Infinity];
+            for (let tries = 0; tries < 3 && !(took < 10 * bare); tries++) {
+                bare = Math.min(bare, once(copy, "{ ".repeat(500_000)));
+                took = Math.min(took, once(area, "{".repeat(1_000_000)));
+            }
             copy.remove();
-            return [time(area, "{".repeat(1_000_000)), bare];
+            return [took, bare];
         }"""
     )
     assert took < 10 * bare, "far longer than the browser takes for a megabyte of words"

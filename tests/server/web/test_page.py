@@ -5,6 +5,19 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
+TOP = "document.querySelector('#thread').scrollTop"
+LEFT = "(t => t.scrollHeight - t.scrollTop - t.clientHeight)(document.querySelector('#thread'))"  # to the end
+
+
+def settled(page: Any, wanted: str) -> Any:
+    """A value of the page once two looks at it agree: a wheel scrolls smoothly."""
+    value = page.evaluate(wanted)
+    while True:
+        page.wait_for_timeout(300)
+        before, value = value, page.evaluate(wanted)
+        if before == value:
+            return value
+
 
 @pytest.mark.parametrize(
     ("script", "title", "detail"),
@@ -145,36 +158,36 @@ def test_a_small_screen_holds_wide_content(tab: Any) -> None:
 def test_end_is_followed_until_the_reader_scrolls_up(tab: Any) -> None:
     page = tab.page
     tab.ask("count", [f"line {i}\n\n" for i in range(200)], pause=0.03)
-    left = "(t => t.scrollHeight - t.scrollTop - t.clientHeight)(document.querySelector('#thread'))"
     expect(tab.answer().locator(".answer")).to_contain_text("line 25")
-    assert page.evaluate(left) < 60
+    tab.until(lambda: page.evaluate(LEFT) < 60)
     page.locator("#thread").hover()
     page.mouse.wheel(0, -50)
-    tab.until(lambda: page.evaluate(left) > 200)  # lines arrive, the view stays in place
-    place = page.evaluate("document.querySelector('#thread').scrollTop")
+    tab.until(lambda: page.evaluate(LEFT) > 200)  # lines arrive, the view stays in place
+    place = settled(page, TOP)
     expect(tab.answer().locator(".answer")).to_contain_text("line 150", timeout=20_000)
-    assert page.evaluate("document.querySelector('#thread').scrollTop") == place
+    assert page.evaluate(TOP) == place
     page.get_by_role("button", name="Scroll to the latest message").click()
     tab.wait("done")
-    tab.until(lambda: page.evaluate(left) < 2)
+    tab.until(lambda: page.evaluate(LEFT) < 2)
 
 
 def test_wheel_turned_up_holds_the_view_before_the_page_s_own_scroll_is_reported(tab: Any) -> None:
     tab.ask("count", ["line\n\n" * 60])
     tab.wait("done")
-    tab.page.wait_for_timeout(200)
-    grow = """() => {
+    tab.until(lambda: tab.page.evaluate(LEFT) < 2)
+    settled(tab.page, TOP)
+    grow = """async () => {
         const [thread, line] = [document.querySelector("#thread"), document.createElement("div")];
         line.style.height = "400px";
         document.querySelector("#messages").append(line);
         thread.scrollTop = thread.scrollHeight;
         thread.dispatchEvent(new WheelEvent("wheel", { deltaY: -50 }));
         thread.scrollTop -= 50;
+        // Each frame reports what was scrolled and what has grown: by then the page has moved the view if it does.
+        for (let i = 0; i < 5; i++) await new Promise(requestAnimationFrame);
     }"""
     tab.page.evaluate(grow)
-    tab.page.wait_for_timeout(300)
-    left = "(t => t.scrollHeight - t.scrollTop - t.clientHeight)(document.querySelector('#thread'))"
-    assert 45 < tab.page.evaluate(left) < 55
+    assert 45 < tab.page.evaluate(LEFT) < 55
 
 
 def test_way_down_to_the_end_is_followed_though_the_end_moves_on(tab: Any) -> None:
@@ -184,15 +197,16 @@ def test_way_down_to_the_end_is_followed_though_the_end_moves_on(tab: Any) -> No
     page.locator("#thread").hover()
     page.mouse.wheel(0, -3000)
     expect(page.get_by_role("button", name="Scroll to the latest message")).to_be_visible()
-    page.wait_for_timeout(500)  # the scrolling has ended
+    settled(page, TOP)
     grow = """() => {
         document.querySelector("#jump").click();
         document.querySelector("#thread").addEventListener("scroll", () => {
             const line = document.createElement("div");
+            line.id = "late";
             line.style.height = "400px";
             document.querySelector("#messages").append(line);
         }, { once: true });
     }"""
     page.evaluate(grow)
-    page.wait_for_timeout(1000)
-    assert page.evaluate("(t => t.scrollHeight - t.scrollTop - t.clientHeight)(document.querySelector('#thread'))") < 2
+    tab.until(lambda: page.locator("#late").count() == 1)
+    tab.until(lambda: page.evaluate(LEFT) < 2)

@@ -14,7 +14,7 @@ MODEL = "dsv4-nano"
 
 
 def fetch(url: str) -> Any:
-    return urllib.request.urlopen(url, timeout=5)
+    return urllib.request.urlopen(url, timeout=60)
 
 
 def test_routes_headers_and_local_files_only(mock: Any) -> None:
