@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 Check = Literal["exact", "math", "schema"]
 CHECKS: tuple[Check, ...] = get_args(Check)
+REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")  # keywords of a JSON schema
 LONGEST = 1000  # characters of an expression; math-verify gives a longer one up some seconds later
 _BOXED = "\\boxed{"
 _FENCED = re.compile(r"\s*```(?:json)?[ \t]*\n(.*?)```\s*", re.DOTALL)
@@ -32,19 +34,66 @@ def check_available(check: Check) -> None:
 
 
 def check_schema(schema: Any) -> str:
-    """JSON text of a schema, given as an object or as its text. ValueError if it is none."""
+    """JSON text of a schema, given as an object or as its text. ValueError if it is none, or refers beyond itself."""
     from jsonschema import Draft202012Validator, SchemaError
     from jsonschema.validators import validator_for
 
     try:
-        found = json.loads(schema) if isinstance(schema, str) else schema
+        text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
+        found = read_json(text)
         if not isinstance(found, dict):
             raise ValueError("it is no object")
-        validator_for(found, Draft202012Validator).check_schema(found)
-    except (ValueError, RecursionError, SchemaError) as error:
+        if not isinstance(found.get("$schema", ""), str):
+            raise ValueError(f"$schema is {found['$schema']!r}; allowed: a text")
+        validator: Any = validator_for(found, Draft202012Validator)
+        validator.check_schema(found)
+        _check_references(found, validator)
+    except (ValueError, TypeError, ArithmeticError, RecursionError, SchemaError) as error:
         words = error.message if isinstance(error, SchemaError) else str(error)
         raise ValueError(f"answer is no JSON schema, which check schema needs: {words}") from None
     return json.dumps(found)
+
+
+def _check_references(schema: dict[str, Any], validator: Any) -> None:
+    """ValueError or SchemaError at a reference of a schema that leads nowhere, out of it, or to what is no schema."""
+    from jsonschema_specifications import REGISTRY
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import specification_with
+
+    specification = specification_with(validator.META_SCHEMA["$schema"])
+    root = specification.create_resource(schema)
+    pending: list[tuple[Any, Any]] = [(schema, REGISTRY.resolver_with_root(root))]
+    seen: set[int] = set()
+    while pending:
+        contents, resolver = pending.pop()
+        if not isinstance(contents, dict) or id(contents) in seen:
+            continue
+        seen.add(id(contents))
+        for keyword in REFERENCES:
+            reference = cast("dict[str, Any]", contents).get(keyword)
+            if not isinstance(reference, str):
+                continue
+            try:
+                target = resolver.lookup(reference)
+            except (Unresolvable, LookupError, TypeError, ValueError, AttributeError):
+                raise ValueError(f"{keyword} is {reference!r}, which is not in it") from None
+            validator.check_schema(target.contents)
+            pending.append((target.contents, target.resolver))
+        for part in specification.create_resource(contents).subresources():
+            pending.append((part.contents, resolver.in_subresource(part)))
+
+
+def read_json(text: str) -> Any:
+    """Value of a JSON text. ValueError for another text, as one with NaN or a number beyond those of 64 bits."""
+    return json.loads(text, parse_constant=_no_number, parse_float=_number)
+
+
+def _number(text: str) -> float:
+    return found if math.isfinite(found := float(text)) else _no_number(text)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON's, or one that is too large")
 
 
 def fits_schema(schema: str, answer: str) -> bool:
@@ -62,10 +111,10 @@ def fulfils(text: str, schema: dict[str, Any]) -> bool:
 
     validator: Any = validator_for(schema, Draft202012Validator)
     try:
-        return validator(schema, registry=Registry()).is_valid(json.loads(text))
+        return validator(schema, registry=Registry()).is_valid(read_json(text))
     except Unresolvable as error:
         raise ValueError(f"the schema refers to {error.ref!r}, which is not in it") from None
-    except (ValueError, RecursionError):
+    except (ValueError, ArithmeticError, RecursionError):  # such as a number that is too large to divide
         return False
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
@@ -16,7 +18,8 @@ from dsv4.text import check_text
 
 MOST = 100  # tests of one row
 KINDS = ("stdin_stdout", "function_call")
-KEYS = {"type", "fn_name", "input", "output", "tolerance"}
+VALUES = {"input", "output"}
+OPTIONAL = {"type", "fn_name", "tolerance"}  # null is as good as none
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class TestedProblem:
         return self.explain(answer).value
 
     def explain(self, answer: str) -> Explained:
-        """Reward of a program, and why. SandboxError where no sandbox can be kept."""
+        """Reward of a program, and why; errors as of `explain_program`."""
         return explain_program(answer, self.tests, self.partial)
 
 
@@ -71,15 +74,12 @@ def read_tests(given: Any) -> tuple[UnitTest, ...]:
 
 def _test(given: Any, name: str) -> UnitTest:
     if isinstance(given, str):
-        try:
-            compile(given, name, "exec")
-        except (SyntaxError, ValueError) as error:
-            raise ValueError(f"{name} is no Python: {error}") from None
-        return AssertionTest(name, given)
+        return AssertionTest(name, _statements(given, name))
     if not isinstance(given, dict):
         raise ValueError(f"{name} is {given!r}; allowed: Python statements, or an object with input and output")
-    test = {key: value for key, value in cast("dict[str, Any]", given).items() if value is not None}
-    if not {"input", "output"} <= test.keys() <= KEYS:
+    fields = cast("dict[str, Any]", given).items()
+    test: dict[str, Any] = {key: value for key, value in fields if value is not None or key not in OPTIONAL}
+    if not VALUES <= test.keys() <= VALUES | OPTIONAL:
         raise ValueError(f"{name} has {sorted(test)}; allowed: input and output, and fn_name, type, tolerance")
     is_call = "fn_name" in test
     if test.get("type", KINDS[is_call]) != KINDS[is_call]:
@@ -87,6 +87,8 @@ def _test(given: Any, name: str) -> UnitTest:
         raise ValueError(f"type of {name} is {test['type']!r} {has} fn_name; allowed: {KINDS[is_call]}")
     if is_call:
         return _call(test, name)
+    if "tolerance" in test:
+        raise ValueError(f"tolerance of {name} is {test['tolerance']!r} without fn_name; allowed: with fn_name")
     for key in ("input", "output"):
         if not isinstance(test[key], str):
             raise ValueError(f"{key} of {name} is {test[key]!r}; allowed: a text, or with fn_name other values")
@@ -101,9 +103,46 @@ def _call(test: dict[str, Any], name: str) -> CallTest:
     arguments = test["input"]
     if not isinstance(arguments, list):
         raise ValueError(f"input of {name} is {arguments!r}; allowed with fn_name: a list of arguments")
-    if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not tolerance >= 0:
-        raise ValueError(f"tolerance of {name} is {tolerance!r}; allowed: a number, 0 or more")
-    return CallTest(name, function, cast("list[Any]", arguments), test["output"], float(tolerance))
+    for key in ("input", "output"):
+        try:
+            json.dumps(test[key], allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{key} of {name} is no JSON ({error}); allowed: values of JSON") from None
+    return CallTest(name, function, cast("list[Any]", arguments), test["output"], _tolerance(tolerance, name))
+
+
+def _tolerance(given: Any, name: str) -> float:
+    try:
+        found = -1.0 if isinstance(given, bool) or not isinstance(given, int | float) else float(given)
+    except OverflowError:
+        found = math.inf
+    if not 0.0 <= found < math.inf:
+        raise ValueError(f"tolerance of {name} is {given!r:.50}; allowed: a finite number, 0 or more")
+    return found
+
+
+def _statements(code: str, name: str) -> str:
+    """Code that can fail where it runs. ValueError if it is no Python, or defines things and does nothing."""
+    try:
+        compile(code, name, "exec")
+        body = ast.parse(code).body
+    except (SyntaxError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name} is no Python: {error}") from None
+    except (RecursionError, MemoryError):
+        raise ValueError(f"{name} is Python nested too deep to compile") from None
+    if all(_idle(statement) for statement in body):
+        raise ValueError(f"{name} tests nothing; allowed: statements that raise, as an assert or a call of a check")
+    return code
+
+
+def _idle(statement: ast.stmt) -> bool:
+    """True of an import, a definition, a text or pass, and of what a main program alone runs, which no test is."""
+    if isinstance(statement, ast.If) and not statement.orelse:
+        return ast.unparse(statement.test) in ("__name__ == '__main__'", "'__main__' == __name__")
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant)
+    kinds = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Pass
+    return isinstance(statement, kinds)
 
 
 def _parsed(text: str) -> Any:

@@ -13,7 +13,7 @@ import pytest
 
 from dsv4 import notices
 from dsv4.post_training import answer_checks
-from dsv4.post_training.answer_checks import answer_end, check_answer
+from dsv4.post_training.answer_checks import answer_end, check_answer, check_schema
 from dsv4.post_training.data_problems import (
     DataProblem,
     Rows,
@@ -88,6 +88,67 @@ def test_a_schema_has_to_be_fulfilled_by_the_whole_answer(answer: str, right: bo
     rows = [{"prompt": "Who?", "check": "schema", "answer": given} for given in (schema, json.dumps(schema))]
     for problem in read_problems([write(tmp_path / "p.jsonl", rows)]):
         assert problem.reward(answer) == right
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer", "right"),
+    [
+        ({"type": "number", "multipleOf": 0.01}, "1e999", False),
+        ({"type": "number", "multipleOf": 0.01}, "1" + "0" * 400, False),
+        ({"type": "number"}, "NaN", False),
+        ({"type": "number"}, "-1e999", False),
+        ({"minimum": 3}, "Infinity", False),
+        ({"type": "number"}, "1e99", True),
+    ],
+)
+def test_numbers_that_json_lacks_fulfil_no_schema(schema: dict[str, Any], answer: str, right: bool) -> None:
+    assert check_answer("schema", check_schema(schema), answer) == right
+
+
+OLD = "http://json-schema.org/draft-07/schema#"
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"$schema": 5}, r"\$schema is 5; allowed: a text"),
+        ({"$ref": "http://example.com/x.json"}, r"\$ref is 'http://example.com/x.json', which is not in it"),
+        ({"$ref": "#/definitions/a"}, r"\$ref is '#/definitions/a', which is not in it"),
+        ({"$schema": OLD, "properties": {"a": {"items": [{"$ref": "#/definitions/b"}]}}}, "'#/definitions/b', which"),
+        ({"$dynamicRef": "#b"}, r"\$dynamicRef is '#b', which is not in it"),
+        ({"$ref": "#/x", "x": {"$ref": "#/y"}}, "'#/y', which is not in it"),
+        ({"$ref": "#/x", "x": 5}, "5 is not of type 'object', 'boolean'"),
+        ({"$ref": "#/x/y", "x": [1]}, "'#/x/y', which is not in it"),
+        ({"pattern": "a{99999999999999}"}, "the repetition number is too large"),
+        ({"minimum": float("nan")}, "Out of range float values"),
+        ('{"minimum": 1e999}', "1e999 is no number of JSON's"),
+    ],
+)
+def test_a_schema_that_cannot_judge_is_refused(schema: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"answer is no JSON schema, which check schema needs: .*{message}"):
+        check_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        ({"$defs": {"a": {"type": "integer"}}, "$ref": "#/$defs/a"}, "1", "1.5"),
+        (
+            {"$schema": OLD, "definitions": {"a": {"type": "integer"}}, "items": {"$ref": "#/definitions/a"}},
+            "[1]",
+            "[0.5]",
+        ),
+        ({"properties": {"a": {"$ref": "#"}}, "type": "object"}, '{"a": {}}', '{"a": 1}'),
+        ({"$id": "http://a/b", "$ref": "d", "$defs": {"d": {"$id": "d", "type": "null"}}}, "null", "1"),
+        ({"$ref": "#a", "$defs": {"q": {"$anchor": "a", "type": "null"}}}, "null", "1"),
+        ({"$ref": "https://json-schema.org/draft/2020-12/schema"}, '{"type": "null"}', '{"type": 5}'),
+        ({"enum": [{"$ref": "#/none"}]}, '{"$ref": "#/none"}', "1"),
+        ({"properties": {"$ref": {"type": "null"}}}, '{"$ref": null}', '{"$ref": 1}'),
+    ],
+)
+def test_a_schema_may_refer_to_its_own_parts(schema: dict[str, Any], right: str, wrong: str) -> None:
+    text = check_schema(schema)
+    assert (check_answer("schema", text, right), check_answer("schema", text, wrong)) == (1.0, 0.0)
 
 
 def test_a_schema_refers_to_nothing_outside() -> None:

@@ -7,6 +7,8 @@ left, still has to compute every answer.
 
 import hashlib
 import json
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +18,13 @@ from dsv4.post_training.sandbox.unit_tests import (
     ANSWER,
     DRIVER,
     PROGRAM,
+    TIMES,
     CallTest,
     Score,
     TestOutcome,
+    after_hangs,
     compared,
+    out_of_time,
     shown,
 )
 
@@ -27,12 +32,13 @@ LATE = 1.0  # seconds within which the driver notices a call's end; a call may h
 
 # After each call, a line: its exit code, a negative signal or null for one that hung, and the digest of its answer's
 # file; NUL before its errors. No process of a call lives longer than it, and none may look into the driver, whose
-# output would tell of the ends of others.
+# output would tell of the ends of others. After so many that hung it makes no more.
 CALLS = """
 import ctypes, hashlib, json, os, runpy, signal, stat, sys, time
 DUMPABLE, CHILD_SUBREAPER = 4, 36
 control = ctypes.CDLL(None).prctl
 order = json.load(sys.stdin)
+hung = 0
 
 def digest(path):
     try:
@@ -78,38 +84,75 @@ for number, (function, arguments) in enumerate(order["calls"]):
         pass
     code = None if status is None else os.waitstatus_to_exitcode(status)
     os.write(1, json.dumps([code, digest(answer)]).encode() + b"\\n")
+    hung += code is None
+    if hung == order["hangs"]:
+        break
 """
 
 
-def run_calls(sandbox: Sandbox, program: str, tests: Sequence[CallTest], *, timeout: float) -> Score:
+def run_calls(
+    sandbox: Sandbox,
+    program: str,
+    tests: Sequence[CallTest],
+    *,
+    timeout: float,
+    total: float = math.inf,
+    hangs: float = math.inf,
+) -> Score:
     """Score of a Python program by calls, in order; the sandbox has its files of before at the end.
 
-    `timeout`: seconds per call; all together have the sandbox's limits. A program that fails, hangs or misbehaves
-    fails its tests with the reason. SandboxError where the sandbox is lost.
+    `timeout`: seconds per call; `total`: of all, past which those that are left are not `known`. `hangs`: calls that
+    may reach a limit of time; those that are left then fail. Where the sandbox's limit of a command's time ends the
+    calls, another command goes on with the one that it broke off. A program that fails, hangs or misbehaves fails its
+    tests with the reason. SandboxError where the sandbox is lost.
     """
     if not tests:
         raise ValueError("no tests: a program without tests has no score")
     before = sandbox.snapshot()
-    sandbox.put(PROGRAM, program.encode(errors="backslashreplace"))
-    sandbox.put(DRIVER, CALLS.encode())
+    outcomes: list[TestOutcome] = []
+    until, hung = time.monotonic() + total, 0
+    while left := tests[len(outcomes) :]:
+        seconds = until - time.monotonic()
+        if hung >= hangs:
+            outcomes += [after_hangs(test, hung) for test in left]
+        elif seconds <= 0:
+            outcomes += [out_of_time(test, total) for test in left]
+        else:
+            sandbox.put(PROGRAM, program.encode(errors="backslashreplace"))
+            made, late = _command(sandbox, left, timeout, seconds, hangs - hung)
+            sandbox.restore(before)
+            outcomes += made
+            hung += late
+            if not made:
+                until = time.monotonic()
+    return Score(tuple(outcomes))
+
+
+def _command(
+    sandbox: Sandbox, tests: Sequence[CallTest], timeout: float, seconds: float, hangs: float
+) -> tuple[list[TestOutcome], int]:
+    """Outcomes of the calls that one command makes, from the first on, and how many hung; none: `seconds` were over."""
     calls = [(test.function, list(test.arguments)) for test in tests]
     order = {"program": PROGRAM, "answer": ANSWER, "seconds": timeout, "late": LATE, "calls": calls}
-    order["most"] = sandbox.limits.output_bytes
-    result = sandbox.exec([sandbox.python, DRIVER], stdin=json.dumps(order).encode())
+    order |= {"most": sandbox.limits.output_bytes, "hangs": None if math.isinf(hangs) else hangs}
+    sandbox.put(DRIVER, CALLS.encode())
+    result = sandbox.exec([sandbox.python, DRIVER], stdin=json.dumps(order).encode(), timeout=seconds)
     ends = [json.loads(line) for line in result.stdout.splitlines(keepends=True) if line.endswith(b"\n")]
     errors = result.stderr.split(b"\0")[1:]
     outcomes: list[TestOutcome] = []
-    for number, test in enumerate(tests):
-        if number < len(ends):
-            code, digest = ends[number]
-            reason = _unfinished(code, b"".join(errors[number : number + 1]), timeout)
-            if reason is None:
-                reason = _answered(sandbox, test, number, digest)
-        else:
-            reason = _cut_short(result, errors[-1] if errors else result.stderr)
+    for number, ((code, digest), test) in enumerate(zip(ends, tests, strict=False)):
+        reason = _unfinished(code, b"".join(errors[number : number + 1]), timeout)
+        if reason is None:
+            reason = _answered(sandbox, test, number, digest)
         outcomes.append(TestOutcome(test.name, reason is None, reason or "passed"))
-    sandbox.restore(before)
-    return Score(tuple(outcomes))
+    hung, cut = sum(code is None for code, _ in ends), result.killed_by in TIMES
+    if hung >= hangs or (cut and outcomes):
+        return outcomes, hung
+    if result.killed_by == "wall time" and seconds < sandbox.limits.wall_seconds:
+        return [], 0
+    reason = _cut_short(result, errors[-1] if errors else result.stderr)
+    failed = tests[len(outcomes) :][: 1 if cut else None]
+    return [*outcomes, *(TestOutcome(test.name, False, reason) for test in failed)], hung + cut
 
 
 def _unfinished(code: int | None, errors: bytes, timeout: float) -> str | None:

@@ -1,7 +1,8 @@
 """A candidate program's score by unit tests, run in a sandbox: the reward of verifiable programming tasks.
 
 Expected values of output and call tests never enter the sandbox; the comparison is outside, so that a program cannot
-forge a pass. Assertions run beside the program, which could in principle look for their answer in its own process.
+forge a pass. Assertions run beside the program, in its process: it can make them pass by values that equal anything, or
+by a search of its process for the token that ends them.
 """
 
 import json
@@ -10,6 +11,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from dsv4.post_training.sandbox.interface import Sandbox, SandboxRefusal
@@ -17,6 +19,7 @@ from dsv4.post_training.sandbox.result import Result, escaped, printable
 
 PROGRAM, DRIVER, ANSWER = "program.py", "driver.py", "answer.json"
 SHOWN = 200  # characters of a value in a reason
+TIMES = ("wall time", "processor time")  # limits whose reaching is a hang
 
 CALL = """
 import json, runpy, sys
@@ -26,16 +29,21 @@ value = found[order["function"]](*order["arguments"])
 with open(order["answer"], "w") as file:
     json.dump(value, file)
 """
+# What the program could replace is taken before it runs, and nothing is left in a descriptor or a global of the driver.
 ASSERTIONS = """
-import os, runpy, sys
-order = os.fdopen(os.dup(0))
-os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-write = os.write
-found = runpy.run_path("program.py", run_name="program")
-code, token = order.read().rsplit("\\n", 1)
-exec(compile(code, "test", "exec"), found)
-sys.stdout.flush()
-write(1, token.encode())
+import os, runpy
+
+def run(exec, write):
+    with os.fdopen(os.dup(0)) as order:
+        code, token = order.read().rsplit("\\n", 1)
+    test, out = compile(code, "test", "exec"), os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    found = runpy.run_path("program.py", run_name="program")
+    exec(test, found)
+    write(out, token.encode())
+
+run(exec, os.write)
 """
 
 
@@ -56,7 +64,7 @@ class CallTest:
     function: str
     arguments: Sequence[Any]
     expected: Any
-    tolerance: float = 0.0  # relative and absolute, of numbers with a fraction
+    tolerance: float = 0.0  # relative and absolute, of all numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,7 @@ class TestOutcome:
     name: str
     passed: bool
     reason: str
+    known: bool = True  # False: time for all tests ran out before this one, which says nothing of the program
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +108,12 @@ def run_unit_tests(
     *,
     timeout: float | None = None,
     total: float = math.inf,
+    hangs: float = math.inf,
 ) -> Score:
     """Run a Python program against each test, with the same files at the start of each, and at the end.
 
-    `timeout`: seconds per test; `total`: of all, past which no other test begins: those that are left fail.
+    `timeout`: seconds per test; `total`: of all, past which no other test begins: those that are left are not `known`.
+    `hangs`: tests that may reach a limit of time; those that are left then fail.
 
     A program that fails, hangs or misbehaves fails its tests with the reason. SandboxError where the sandbox is lost.
     """
@@ -115,31 +126,57 @@ def run_unit_tests(
     sandbox.put(PROGRAM, program.encode(errors="backslashreplace"))
     start = sandbox.snapshot()
     outcomes: list[TestOutcome] = []
-    until = time.monotonic() + total
+    until, hung = time.monotonic() + total, 0
     for test in tests:
-        if time.monotonic() < until:
-            sandbox.restore(start)
-            reason = _run(sandbox, test, timeout)
+        if hung >= hangs:
+            outcomes.append(after_hangs(test, hung))
+        elif time.monotonic() >= until:
+            outcomes.append(out_of_time(test, total))
         else:
-            reason = f"not run: the tests before it took {total:g} s"
-        outcomes.append(TestOutcome(test.name, reason is None, reason or "passed"))
+            sandbox.restore(start)
+            result, token = _run(sandbox, test, timeout)
+            hung += result.killed_by in TIMES
+            reason = _reason(sandbox, test, result, token) if result.ok else failure(result)
+            outcomes.append(TestOutcome(test.name, reason is None, reason or "passed"))
     sandbox.restore(before)  # the next program finds nothing of this one
     return Score(tuple(outcomes))
 
 
-def _run(sandbox: Sandbox, test: UnitTest, timeout: float | None) -> str | None:
-    """Reason why a test fails; None if it passes."""
+def after_hangs(test: UnitTest, hung: int) -> TestOutcome:
+    """Outcome of a test that is not run since `hung` others of the program hung: it fails."""
+    return TestOutcome(test.name, False, f"not run: {hung} tests before it ran out of time")
+
+
+def out_of_time(test: UnitTest, total: float) -> TestOutcome:
+    """Outcome of a test for which no time is left of all tests' `total` seconds: it is not known."""
+    return TestOutcome(test.name, False, f"not run: the tests before it took {total:g} s", known=False)
+
+
+def _run(sandbox: Sandbox, test: UnitTest, timeout: float | None) -> tuple[Result, str]:
+    """Result of a test's command, and the token that assertions print at their end: leaving early is no pass."""
+    token, script = secrets.token_hex(16), DRIVER
     if isinstance(test, OutputTest):
-        return _output(sandbox, test, timeout)
+        script, stdin = PROGRAM, test.stdin
+    elif isinstance(test, CallTest):
+        order = {"program": PROGRAM, "function": test.function, "arguments": list(test.arguments), "answer": ANSWER}
+        sandbox.put(DRIVER, CALL.encode())
+        stdin = json.dumps(order)
+    else:
+        sandbox.put(DRIVER, ASSERTIONS.encode())
+        stdin = f"{test.code}\n{token}"
+    return sandbox.exec([sandbox.python, script], stdin=stdin.encode(), timeout=timeout), token
+
+
+def _reason(sandbox: Sandbox, test: UnitTest, result: Result, token: str) -> str | None:
+    """Reason why a test fails whose command ended well; None if it passes."""
+    if isinstance(test, OutputTest):
+        return _printed(test, result)
     if isinstance(test, CallTest):
-        return _call(sandbox, test, timeout)
-    return _assertions(sandbox, test, timeout)
+        return _returned(sandbox, test)
+    return None if result.stdout == token.encode() else "the program ended before the assertions did"
 
 
-def _output(sandbox: Sandbox, test: OutputTest, timeout: float | None) -> str | None:
-    result = sandbox.exec([sandbox.python, PROGRAM], stdin=test.stdin.encode(), timeout=timeout)
-    if not result.ok:
-        return failure(result)
+def _printed(test: OutputTest, result: Result) -> str | None:
     if result.stdout_bytes > len(result.stdout):
         return result.describe()
     wanted, got = _lines(test.stdout), _lines(result.stdout.decode(errors="replace"))
@@ -150,12 +187,7 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip().splitlines()]
 
 
-def _call(sandbox: Sandbox, test: CallTest, timeout: float | None) -> str | None:
-    order = {"program": PROGRAM, "function": test.function, "arguments": list(test.arguments), "answer": ANSWER}
-    sandbox.put(DRIVER, CALL.encode())
-    result = sandbox.exec([sandbox.python, DRIVER], stdin=json.dumps(order).encode(), timeout=timeout)
-    if not result.ok:
-        return failure(result)
+def _returned(sandbox: Sandbox, test: CallTest) -> str | None:
     try:
         value = json.loads(sandbox.get(ANSWER, limit=sandbox.limits.output_bytes))
     except (SandboxRefusal, ValueError, RecursionError) as error:
@@ -194,21 +226,12 @@ def _same_scalar(value: Any, wanted: Any, tolerance: float) -> bool:
         return type(value) is type(wanted) and value == wanted
     if not isinstance(value, int | float):
         return False
-    if value == wanted or (isinstance(value, int) and isinstance(wanted, int)):
+    if value == wanted or not tolerance:
         return value == wanted
-    try:
-        return math.isclose(value, wanted, rel_tol=tolerance, abs_tol=tolerance)
-    except OverflowError:  # a whole number beyond all numbers with a fraction
+    if any(isinstance(one, float) and not math.isfinite(one) for one in (value, wanted)):
         return False
-
-
-def _assertions(sandbox: Sandbox, test: AssertionTest, timeout: float | None) -> str | None:
-    token = secrets.token_hex(16)  # printed after the assertions: leaving early is no pass
-    sandbox.put(DRIVER, ASSERTIONS.encode())
-    result = sandbox.exec([sandbox.python, DRIVER], stdin=f"{test.code}\n{token}".encode(), timeout=timeout)
-    if not result.ok:
-        return failure(result)
-    return None if result.stdout.endswith(token.encode()) else "the program ended before the assertions did"
+    found, right = Fraction(value), Fraction(wanted)  # whole numbers may be beyond all numbers with a fraction
+    return abs(found - right) <= Fraction(tolerance) * max(1, abs(found), abs(right))
 
 
 def failure(result: Result) -> str:

@@ -85,7 +85,7 @@ def test_a_wrong_program_fails_with_expected_and_got(sandbox: SupervisedSandbox)
         ("import os; os.kill(os.getpid(), 11)", "ended by SIGSEGV"),
         ("while True: pass", "ended by the sandbox: wall time over its limit"),
         ("x = bytearray(1 << 40)", "MemoryError"),
-        ("while True: print('y' * 10000)", "ended by the sandbox: output over its limit"),
+        ("while True: print('y' * 10000)", "ended by the sandbox: (output|wall time) over its limit"),
         ("open('answer.json', 'w').write('5' * 10); import os; os._exit(0)", "wrong|ended before|no answer"),
         ("import sys; print(sys.stdin.read()); import os; os._exit(0)", "wrong output|no answer|ended before"),
         ("def add(a, b): return object()\nprint(\n1)", "wrong output|not JSON serializable|AssertionError|TypeError"),
@@ -93,10 +93,62 @@ def test_a_wrong_program_fails_with_expected_and_got(sandbox: SupervisedSandbox)
     ],
 )
 def test_a_bad_program_fails_every_test_with_a_reason(sandbox: SupervisedSandbox, program: str, reason: str) -> None:
-    score = run_unit_tests(sandbox, program, TESTS, timeout=0.7 if "while True: pass" in program else None)
+    score = run_unit_tests(sandbox, program, TESTS, timeout=0.7 if "while True" in program else None)
     assert score.fraction == 0.0, reasons(score)
     for text in reasons(score):
         assert pytest.raises(AssertionError, match=reason).matches(AssertionError(text)), text
+
+
+@pytest.mark.parametrize("last", ["print('y' * 100_000)", "import sys; sys.stdout.close()"])
+def test_what_a_right_program_prints_changes_no_assertion(sandbox: SupervisedSandbox, last: str) -> None:
+    assert sandbox.limits.output_bytes < 100_000
+    assert reasons(run_unit_tests(sandbox, f"{GOOD}{last}\n", TESTS[2:])) == ["passed"]
+
+
+FORGERIES = {
+    "another exec": "import builtins\nbuiltins.exec = lambda *_: None",
+    "another compile": "import builtins\nold = compile\nbuiltins.compile = lambda _, *more: old('', *more)",
+    "no assertions": "import builtins\nold = compile\nbuiltins.compile = lambda *a: old(*a, optimize=2)",
+    "a token in a descriptor": """
+import os
+for number in range(3, 20):
+    try:
+        os.set_blocking(number, False)
+        token = os.read(number, 1 << 16).rsplit(b"\\n", 1)[-1]
+    except OSError:
+        continue
+    if len(token) == 32:
+        os.write(1, token)
+        os._exit(0)
+""",
+    "an order in a frame's globals": """
+import os, sys
+frame = sys._getframe()
+while frame:
+    if "order" in frame.f_globals:
+        os.write(1, frame.f_globals["order"].read().rsplit("\\n", 1)[1].encode())
+        os._exit(0)
+    frame = frame.f_back
+""",
+    "an order in the main module": """
+import os, __main__
+if hasattr(__main__, "order"):
+    os.write(1, __main__.order.read().rsplit("\\n", 1)[1].encode())
+    os._exit(0)
+""",
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_assertions_that_a_program_would_forge_fail(sandbox: SupervisedSandbox, name: str) -> None:
+    score = run_unit_tests(sandbox, FORGERIES[name] + "\ndef add(a, b):\n    return None\n", TESTS[2:])
+    assert reasons(score) == ["exit code 1: AssertionError"]
+
+
+def test_a_value_that_equals_anything_passes_an_assertion_and_no_call(sandbox: SupervisedSandbox) -> None:
+    """As the page says: prefer calls, and texts that are printed."""
+    program = "class Any:\n    def __eq__(self, _): return True\ndef add(a, b): return Any()\n"
+    assert [one.passed for one in run_unit_tests(sandbox, program, TESTS).outcomes] == [False, False, True]
 
 
 def test_programs_keep_their_helpers_and_globals(sandbox: SupervisedSandbox) -> None:
@@ -154,7 +206,13 @@ def deep(inner: object = 0) -> object:
         ({"a": 1.0000001}, {"a": 1.0}, 1e-6, True),
         ({"a": 1.0000001}, {"a": 1.0}, 0.0, False),
         ({"a": 1}, {"b": 1}, 0.0, False),
-        (2, 1, 10.0, False),
+        (2, 1, 10.0, True),
+        (3, 1, 1.0, True),
+        (-3, 1, 1.0, False),
+        (True, 1, 10.0, False),
+        (2**53 + 1, 2**53, 0.0, False),
+        (float("inf"), 1, 10.0, False),
+        pytest.param(10**400 + 1, 10**400, 1e-6, True, id="large ones, nearly equal"),
         (float("nan"), 1.0, 1e-6, False),
         pytest.param(10**400, 1.5, 1e-6, False, id="too large for a fraction"),
         pytest.param(1.5, 10**400, 1e-6, False, id="a fraction for a large one"),
