@@ -1,4 +1,4 @@
-"""The package's only error type."""
+"""Error of a model folder that cannot be read or written."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def test_a_replica_that_is_killed_ends_its_requests_alone_and_comes_back(replica
     with replicas.openai() as client:  # at once: the other replica takes it
         answer = client.chat.completions.create(**body("hello"))
     assert answer.choices[0].message.content
-    assert httpx.get(f"{replicas.url}/health").json()["status"] == "ok"
+    assert httpx.get(f"{replicas.url}/health", timeout=HANG).json()["status"] == "ok"
     for thread in threads:
         thread.join(HANG)
     errors = [end for end in ends.values() if isinstance(end, openai.APIError)]
@@ -209,7 +209,7 @@ def test_a_replica_that_is_killed_ends_its_requests_alone_and_comes_back(replica
     until(lambda: replicas.engine.num_restarts == restarts + 1)
     replicas.until_all_up()
     assert killed.pid not in [process.pid for process in replica_processes()]
-    text = httpx.get(f"{replicas.url}/metrics").text
+    text = httpx.get(f"{replicas.url}/metrics", timeout=HANG).text
     assert f'dsv4:engine_restarts_total{{model_name="dsv4-nano"}} {restarts + 1:.1f}' in text
     assert 'dsv4:replicas_up{model_name="dsv4-nano"} 2.0' in text
 
@@ -219,9 +219,9 @@ def test_without_a_replica_the_server_says_so_until_one_is_back(replicas: Replic
     for process in replica_processes():
         process.kill()
     until(lambda: not replicas.engine.healthy)
-    health = httpx.get(f"{replicas.url}/health")
+    health = httpx.get(f"{replicas.url}/health", timeout=HANG)
     assert health.status_code == 503 and health.json()["status"] == "restarting"
-    refused = httpx.post(replicas.url + CHAT, json=body("hello"))
+    refused = httpx.post(replicas.url + CHAT, json=body("hello"), timeout=HANG)
     assert refused.status_code == 503 and refused.headers["x-should-retry"] == "true"
     assert "none of 2 replicas" in refused.json()["error"]["message"]
     until(lambda: replicas.engine.healthy)

@@ -166,14 +166,16 @@ def test_weights_cut_short_under_a_server_fail_its_health(folder: Path, tmp_path
 
 
 @contextlib.contextmanager
-def slow_loading(folder: Path, seconds: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server process whose loading takes at least `seconds` -> (process, URL)."""
+def slow_loading(folder: Path, may_load: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server process whose loading begins when the file `may_load` is there -> (process, URL)."""
     with bind("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     code = (
-        "import time; from dsv4.server import loading, run\n"
+        "import pathlib, time; from dsv4.server import loading, run\n"
         "load = loading.load_engines\n"
-        f"def slow(*given): time.sleep({seconds}); return load(*given)\n"
+        "def slow(*given):\n"
+        f"    while not pathlib.Path({str(may_load)!r}).exists(): time.sleep(0.05)\n"
+        "    return load(*given)\n"
         f"run.load_engines = slow; run.serve({str(folder)!r}, port={port}, threads=1)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
@@ -195,8 +197,8 @@ def ask_when_bound(url: str, path: str) -> httpx.Response:
             time.sleep(0.05)
 
 
-def test_the_server_says_that_it_is_loading(folder: Path) -> None:
-    with slow_loading(folder, 5.0) as (process, url):
+def test_the_server_says_that_it_is_loading(folder: Path, tmp_path: Path) -> None:
+    with slow_loading(folder, tmp_path / "load") as (process, url):
         health = ask_when_bound(url, "/health")
         assert (health.status_code, health.json()) == (503, {"status": "loading"})
         assert int(health.headers["Retry-After"]) >= 1 and health.headers["x-request-id"]
@@ -205,13 +207,14 @@ def test_the_server_says_that_it_is_loading(folder: Path) -> None:
         assert chat.status_code == 503 and chat.headers["x-should-retry"] == "true" and chat.headers["Retry-After"]
         assert "loading" in chat.json()["error"]["message"]
         assert patient.post(url + "/anthropic/v1/messages", json={}).json()["type"] == "error"
+        (tmp_path / "load").touch()
         assert process.stdout is not None
         assert process.stdout.readline().startswith("random is ready")
         assert patient.get(url + "/health").status_code == 200
 
 
-def test_ctrl_c_ends_a_server_that_is_loading(folder: Path) -> None:
-    with slow_loading(folder, 1000.0) as (process, url):
+def test_ctrl_c_ends_a_server_that_is_loading(folder: Path, tmp_path: Path) -> None:
+    with slow_loading(folder, tmp_path / "never") as (process, url):
         assert ask_when_bound(url, "/health").status_code == 503
         process.send_signal(signal.SIGINT)
         assert process.wait(60) in (0, 130, -signal.SIGINT)
