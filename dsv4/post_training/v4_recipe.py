@@ -33,19 +33,19 @@ PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 class BudgetSection(Section):
     """Seconds of the whole run, and the shares of its stages; those of specialists are for all domains together.
 
-    `specialist_grpo` is for the general tasks too. `rest` is what comparisons and evaluation are expected to take:
-    their length is given by tokens and questions. What the shares leave of 1 is for data, starts and exports, which no
-    stage counts.
+    `specialist_grpo` is for the general tasks too. `rest` is what comparisons, evaluation and stages of given steps are
+    expected to take: their length is given by tokens, questions and steps. What the shares leave of 1 is for data,
+    starts and exports, which no stage counts.
     """
 
     seconds: Positive = 21600.0
-    base: Share = 0.3
+    base: Share = 0.28
     sft: Share = 0.06
-    specialist_sft: PositiveShare = 0.06
-    specialist_grpo: PositiveShare = 0.15
-    student_sft: Share = 0.08
-    student: PositiveShare = 0.12
-    rest: Share = 0.21
+    specialist_sft: PositiveShare = 0.03
+    specialist_grpo: PositiveShare = 0.06
+    student_sft: Share = 0.11
+    student: PositiveShare = 0.07
+    rest: Share = 0.37
 
     @model_validator(mode="after")
     def _check(self) -> BudgetSection:

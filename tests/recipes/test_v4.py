@@ -202,7 +202,7 @@ def check_equal_tokens(run: Path) -> None:
         (["--resume"], "holds no run"),
         (["--resume", "budget.seconds=1"], "--resume goes on with the run's own recipe"),
         (["budget.second=1"], "budget.second is unknown; the nearest key is budget.seconds"),
-        (["budget.base=0.9"], "the shares add up to 1.580; allowed: 1 at most"),
+        (["budget.base=0.9"], "the shares add up to 1.600; allowed: 1 at most"),
         (["budget.sft=0"], "budget.sft is 0; allowed: more, or sft_model"),
         (["budget.student=0"], "budget.student is 0: Input should be greater than 0"),
         (["nano.second=1"], "second is unknown; the nearest key is seconds"),
