@@ -59,7 +59,8 @@ class RecordEncoder:
     def _conversation(self, record: dict[str, Any]) -> Encoded:
         conversation, target = read_conversation(record)
         check_effort(record, self._prompts.ladder)
-        ids, mask = encode_training(self._prompts, conversation, target)
+        context = _context(record, conversation)
+        ids, mask = encode_training(self._prompts, conversation, target, context=context)
         said = sum(len(message.content.encode()) for message in (*conversation.messages, target))
         return Encoded(np.array(ids, np.uint32), np.array(mask, np.uint8), said)
 
@@ -102,6 +103,11 @@ def check_effort(record: dict[str, Any], ladder: str) -> None:
         )
 
 
+def is_learned(message: dict[str, Any]) -> bool:
+    """True for a message of the assistant that is trained on: `weight` 0 makes it context, as for OpenAI."""
+    return message.get("weight") is None or bool(message["weight"])
+
+
 def has_reasoning(message: dict[str, Any]) -> bool:
     """True for a message of the assistant with reasoning, under either of its names."""
     return message.get("role") == "assistant" and bool(message.get("reasoning_content") or message.get("reasoning"))
@@ -140,9 +146,21 @@ def _adapted(message: object, place: str) -> dict[str, Any]:
             raise ValueError(f"{place}.reasoning: {type(fields['reasoning']).__name__}; a text is allowed")
         if fields.get("function_call") is not None:
             raise ValueError(f"{place}.function_call: calls are allowed in tool_calls")
-        if fields.get("weight") not in (None, 1):
-            raise ValueError(f"{place}.weight: {fields['weight']!r}; 1 is allowed, every answer is trained on")
-    return {name: value for name, value in fields.items() if name != "tool_calls" or value != []}
+        if fields.get("weight") not in (None, 0, 1):
+            raise ValueError(f"{place}.weight: {fields['weight']!r}; 0 and 1 are allowed")
+    return {name: value for name, value in fields.items() if name != "weight" and (name != "tool_calls" or value != [])}
+
+
+def _context(record: dict[str, Any], conversation: recipe.Conversation) -> set[int]:
+    """Turns of the assistant before the answer that have weight 0, counted from 0. ValueError if the answer has."""
+    answers = [message for message in record[MESSAGES] if message.get("role") == "assistant"]
+    found = {turn for turn, message in enumerate(answers) if not is_learned(message)}
+    if len(answers) - 1 in found:
+        raise ValueError("the last answer has weight 0: leave it out, since nothing follows")
+    turns = sum(isinstance(message, recipe.AssistantMessage) for message in conversation.messages)
+    if found and turns != len(answers) - 1:
+        raise ValueError(f"weight 0 among {len(answers)} answers, of which the prompt shows {turns} before the last")
+    return found
 
 
 def _answered(answer: dict[str, Any]) -> list[dict[str, Any]]:

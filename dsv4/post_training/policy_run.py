@@ -19,6 +19,7 @@ from dsv4.post_training.rollout_service.sampler import ServiceSampler
 from dsv4.post_training.rollout_service.service import RolloutService
 from dsv4.post_training.rollouts import Sampler
 from dsv4.post_training.served_policy import ServedPolicy
+from dsv4.post_training.updates import TrainServeError
 from dsv4.training.memory import keep_freed_memory
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import UNPLANNED, FixedPlan, Plan, TimePlan
@@ -34,7 +35,10 @@ CALIBRATION_STEPS = 4  # of a budget of time: a step here samples, which takes a
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Length of a run, its rate, and what a step samples. `seconds`: a budget of time in place of `steps`."""
+    """Length of a run, its rate, and what a step samples. `seconds`: a budget of time in place of `steps`.
+
+    `max_difference`: of a sampled token's log-probability, training against engine, past which the run stops.
+    """
 
     steps: int
     schedule: Schedule
@@ -44,6 +48,7 @@ class LoopSettings:
     save_every: int = 10
     seed: int = 1
     seconds: float | None = None
+    max_difference: float | None = None  # None: it is logged alone
 
     def __post_init__(self) -> None:
         for name in ("steps", "prompts", "max_tokens", "save_every"):
@@ -198,3 +203,12 @@ class PolicyRun(ABC):
             "tokens_per_second": done.tokens / took, "peak_memory_bytes": peak_memory(self.policy.model.device),
         } | done.figures  # fmt: skip
         report.step(metrics, self._total, self._total < UNPLANNED)
+        self._check_difference(done.figures.get("train_serve_difference", 0.0))
+
+    def _check_difference(self, found: float) -> None:
+        allowed = self.loop.max_difference
+        if allowed is not None and not found <= allowed:
+            raise TrainServeError(
+                f"the train_serve_difference of step {self.position.step - 1} is {found:.3g}; allowed by "
+                f"run.max_difference: {allowed:g} at most. The run stands before the step, at its last saved state"
+            )

@@ -76,6 +76,7 @@ class PolicyRecipe(Section):
         return LoopSettings(
             steps=run.steps, schedule=self.optimizer.schedule(), prompts=sampling.prompts,
             max_tokens=sampling.max_tokens, save_every=run.save_every, seed=run.seed, seconds=run.seconds,
+            max_difference=run.max_difference,
         )  # fmt: skip
 
 

@@ -63,6 +63,7 @@ class RunSection(Section):
     numerics: Literal["float", "shipped"] = "float"  # of all models of the run; shipped: with the indexer in FP4
     quantized: bool = UpdateSettings.quantized  # all models compute with the stored (FP4, FP8) weight values
     save_every: Count = LoopSettings.save_every
+    max_difference: NotNegative | None = None  # training against engine, past which the run stops
     micro_tokens: Count = UpdateSettings.micro_tokens
     recompute: Recompute = UpdateSettings.recompute  # parts of the model that run again in the backward
     balance: NotNegative = UpdateSettings.balance

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from dsv4.data.encoding import THINKS, Encoded, RecordEncoder, has_reasoning
+from dsv4.data.encoding import THINKS, Encoded, RecordEncoder, has_reasoning, is_learned
 from dsv4.data.records import Entry, Record, RecordError, Source
 from dsv4.tokenizer.prompts import PromptEncoder
 
@@ -36,11 +36,12 @@ class Refusal:
 
 
 def split_turns(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The conversations, each ending with an assistant's message, that are the samples of one."""
+    """The conversations, each ending with an assistant's message to learn, that are the samples of one."""
     messages = record["messages"]
     answers = [place for place, message in enumerate(messages) if message.get("role") == "assistant"]
     thinks = any(has_reasoning(messages[place]) for place in answers)
     tools = bool(record.get("tools")) and record.get("tool_choice") != "none"  # as the prompt has them
+    answers = [place for place in answers if is_learned(messages[place])]
     ends = answers if thinks and not tools else answers[-1:]
     return [record | {"messages": messages[: end + 1], THINKS: thinks} for end in ends]
 
@@ -93,6 +94,8 @@ def _problem(record: Record | RecordError) -> str | None:
         return "messages holds something else than objects with a role"
     if not any(message.get("role") == "assistant" for message in messages):
         return "no message of the assistant, which would be trained on"
+    if not any(message.get("role") == "assistant" and is_learned(message) for message in messages):
+        return "all messages of the assistant have weight 0; at least one is trained on"
     return None
 
 

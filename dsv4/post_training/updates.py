@@ -24,6 +24,10 @@ class UpdateError(RuntimeError):
     """A loss or a gradient is not finite, or no rollout could be sampled; nothing was updated."""
 
 
+class TrainServeError(UpdateError):
+    """Training computes other log-probabilities than the engine has sampled with; the step is not saved."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class UpdateSettings:
     """Settings of an update's forwards and of its step; the report gives no values."""

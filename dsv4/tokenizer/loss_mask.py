@@ -6,7 +6,7 @@ Earlier assistant turns carry loss if the prompt shows them as they were generat
 thinking mode with tools; elsewhere their thinking is dropped and they are only context.
 """
 
-from itertools import pairwise
+from collections.abc import Collection
 
 from deepseek_recipe import AssistantMessage, Conversation
 
@@ -18,13 +18,18 @@ FILLER = "."
 
 
 def encode_training(
-    prompts: PromptEncoder, conversation: Conversation, target: AssistantMessage, letterwise: bool = False
+    prompts: PromptEncoder,
+    conversation: Conversation,
+    target: AssistantMessage,
+    letterwise: bool = False,
+    context: Collection[int] = (),
 ) -> tuple[list[int], list[int]]:
     """Encode a conversation and the assistant turn that answers it as (ids, mask); mask 1 marks tokens with loss.
 
     In thinking mode a turn without reasoning (None or "") has an empty think block. `letterwise`: the answer's
-    characters are encoded one by one, so that the model learns to write it letter by letter. Raises ValueError if the
-    conversation awaits no answer, or if the answer has reasoning and the conversation is not in thinking mode.
+    characters are encoded one by one, so that the model learns to write it letter by letter. `context`: assistant turns
+    of the conversation, counted from 0, that carry no loss. Raises ValueError if the conversation awaits no answer, or
+    if the answer has reasoning and the conversation is not in thinking mode.
     """
     last = conversation.messages[-1] if conversation.messages else None
     if last is None or last.role == "assistant":
@@ -37,7 +42,7 @@ def encode_training(
     if written_as is None:
         raise ValueError("the answer's rendering does not continue the prompt's: the last message must await an answer")
     completion, ranges = written_as
-    ids, mask = _encode_prompt(prompts, conversation, prompt)
+    ids, mask = _encode_prompt(prompts, conversation, prompt, context)
     if letterwise:
         if target.tool_calls:
             raise ValueError("letterwise: an answer with tool calls cannot be encoded letter by letter")
@@ -73,10 +78,12 @@ def _completion(
     return text[:cut] + text[cut + 1 :], [(a - (a > cut), b - (b > cut)) for a, b in ranges]
 
 
-def _encode_prompt(prompts: PromptEncoder, conversation: Conversation, prompt: Rendered) -> tuple[list[int], list[int]]:
+def _encode_prompt(
+    prompts: PromptEncoder, conversation: Conversation, prompt: Rendered, context: Collection[int]
+) -> tuple[list[int], list[int]]:
     """Encode the prompt as (ids, mask), with loss on earlier assistant turns that it shows as generated."""
-    spans: list[tuple[int, int]] = []
-    messages = conversation.messages
+    pieces: list[tuple[int, int, int]] = []  # start, stop and mask
+    messages, turns, reached = conversation.messages, 0, 0
     for i, message in enumerate(messages):
         if not isinstance(message, AssistantMessage):
             continue
@@ -85,14 +92,17 @@ def _encode_prompt(prompts: PromptEncoder, conversation: Conversation, prompt: R
         written = _completion(prompts, before, message, asked)
         if written is not None and prompt.prompt.startswith(asked.prompt + written[0] + EOS):
             start = len(asked.prompt)
-            spans.append((start, start + len(written[0]) + len(EOS)))
+            stop = start + len(written[0]) + len(EOS)
+            pieces += [(reached, start, 0), (start, stop, int(turns not in context))]
+            reached = stop
+        turns += 1
+    pieces.append((reached, len(prompt.prompt), 0))
     ids: list[int] = []
     mask: list[int] = []
-    cuts = [0, *(edge for span in spans for edge in span), len(prompt.prompt)]
-    # Spans start after <think> or </think> and end with EOS, so a cut never splits text that is tokenized together.
-    for n, (start, stop) in enumerate(pairwise(cuts)):
+    # Turns start after <think> or </think> and end with EOS, so no text that is tokenized together is split.
+    for start, stop, learned in pieces:
         ranges = [(a - start, b - start) for a, b in prompt.special_ranges if start <= a and b <= stop]
         piece = prompts.tokenizer.encode_rendered(prompt.prompt[start:stop], ranges)
         ids += piece
-        mask += [n % 2] * len(piece)
+        mask += [learned] * len(piece)
     return ids, mask

@@ -23,14 +23,17 @@ from dsv4.post_training.distillation import DistillationRun, DistillationSetting
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.episodes.sampling import sample_episodes
 from dsv4.post_training.episodes.trajectory import Trajectory
-from dsv4.post_training.policy_run import LoopSettings
+from dsv4.post_training.policy_run import LoopSettings, PolicyPosition, StepFigures
+from dsv4.post_training.recipes import DistillRecipe
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.post_training.teachers import Teacher, Teachers
-from dsv4.post_training.updates import UpdateError
+from dsv4.post_training.updates import TrainServeError, UpdateError
 from dsv4.post_training.v4_run import tokens_of
 from dsv4.training.export import export_model
 from dsv4.training.optim import MuonAdamW
+from dsv4.training.recipe import read_recipe
 from dsv4.training.schedule import Schedule
+from dsv4.training.state import load_state
 
 from .goals import Counted, roomy_policy, stopping
 from .small_policy import TextProblem, has_f, small_policy
@@ -180,6 +183,19 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, folders: dict[str
         run.run(stop)
     want = dict(whole.policy.model.named_parameters())
     assert all(torch.equal(p, want[name]) for name, p in run.policy.model.named_parameters())
+
+
+def test_a_run_stops_where_training_and_engine_differ(
+    tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, folders, replace(LOOP, max_difference=0.1))
+    differences = iter([0.1, 0.25])
+    monkeypatch.setattr(run, "step", lambda rate: StepFigures({"train_serve_difference": next(differences)}, 1, 1))
+    with pytest.raises(TrainServeError, match=r"of step 1 is 0.25; allowed by run.max_difference: 0.1 at most"):
+        run.run()
+    assert load_state(run.state_path, run.policy.model, run.optimizer, PolicyPosition).step == 1
+    keys = ["run.max_difference=0", 'problems.tasks=["gcd"]']
+    assert read_recipe(DistillRecipe, None, keys).loop().max_difference == 0.0
 
 
 def test_a_domain_without_a_teacher_is_named(tmp_path: Path, folders: dict[str, Path]) -> None:

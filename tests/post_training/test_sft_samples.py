@@ -48,6 +48,32 @@ def trained(sample: Sample, prompts: PromptEncoder) -> str:
     return prompts.tokenizer.decode(sample.encoded.ids[sample.encoded.mask == 1].tolist())
 
 
+def test_answers_of_weight_0_are_context(tmp_path: Path, prompts: PromptEncoder) -> None:
+    turns = [user("Hi"), assistant("Hello", weight=0), user("2+2"), assistant("4", weight=1), user("So?")]
+    (sample,) = read(tmp_path, prompts, {"messages": [*turns, assistant("Bye", weight=0)]})
+    (all_learned,) = read(
+        tmp_path, prompts, {"messages": [user("Hi"), assistant("Hello"), user("2+2"), assistant("4")]}
+    )
+    assert isinstance(sample, Sample) and isinstance(all_learned, Sample)
+    assert sample.turn == 3 and sample.encoded.ids.tolist() == all_learned.encoded.ids.tolist()
+    assert "Hello" in trained(all_learned, prompts) and "Hello" not in trained(sample, prompts)
+    assert "4" in trained(sample, prompts)
+
+
+def test_thinking_turns_of_weight_0_are_no_samples(tmp_path: Path, prompts: PromptEncoder) -> None:
+    called = assistant("", "look it up", tool_calls=[CALL], weight=0)
+    result = {"role": "tool", "tool_call_id": "c1", "content": "sun"}
+    talk = {
+        "messages": [user("Rome?"), called, result, assistant("Sun.", "so"), user("And?"), assistant("Bye", weight=0)]
+    }
+    (sample,) = read(tmp_path, prompts, talk | {"tools": [WEATHER]})
+    assert isinstance(sample, Sample) and sample.turn == 3
+    assert "look it up" in prompts.tokenizer.decode(sample.encoded.ids.tolist())
+    assert "look it up" not in trained(sample, prompts) and "so</think>Sun." in trained(sample, prompts)
+    plain = {"messages": [user("Hi"), assistant("a", "b", weight=0), user("2+2"), assistant("4", "two")]}
+    assert [one.turn for one in read(tmp_path, prompts, plain) if isinstance(one, Sample)] == [3]
+
+
 def test_a_thinking_conversation_without_tools_is_a_sample_per_turn(tmp_path: Path, prompts: PromptEncoder) -> None:
     talk = {"messages": [user("Hi"), assistant("Hello", "greet"), user("2+2"), assistant("4", "two and two")]}
     first, second = read(tmp_path, prompts, talk)
@@ -148,7 +174,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"messages": [user("Hi"), assistant("a", 5)]}, "messages[1].reasoning_content: invalid type: integer"),
     ({"messages": [user("Hi"), assistant("a", reasoning={})]}, "messages[1].reasoning: dict; a text is allowed"),
-    ({"messages": [user("Hi"), assistant("a", weight=0)]}, "messages[1].weight: 0; 1 is allowed"),
+    ({"messages": [user("Hi"), assistant("a", weight=0)]}, "all messages of the assistant have weight 0; at least one"),
+    ({"messages": [user("Hi"), assistant("a", weight=0.5)]}, "messages[1].weight: 0.5; 0 and 1 are allowed"),
     ({"messages": [user("Hi"), assistant("a", function_call={})]}, "messages[1].function_call: calls are allowed in"),
     ({"messages": [user("Hi"), assistant("a")], "functions": [1]}, "declare functions in `tools`"),
     ({"messages": [user("Hi"), assistant("a")], "system": "Be."}, "send a message of the role system"),
