@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_output(out, run_dir)
         recipe = check_recipe(recipe)
         if recipe.student_sft.texts and not recipe.nano.data.corpus:
-            console.print("no --corpus: the student is trained on conversations alone, without student_sft.texts")
+            console.print("no --corpus: the student is trained without student_sft.texts")
         with sole_writer(run_dir):
             if options.resume:
                 record_origin(run_dir, recipe.device)
