@@ -117,3 +117,27 @@ def test_a_rollout_goes_on_where_sigkill_ended_its_workers(folder: Path, tmp_pat
 @pytest.mark.timeout(3600)
 def test_a_rollout_killed_200_times_has_the_tokens_of_a_whole_one(folder: Path, tmp_path: Path, queue_url: str) -> None:
     check(folder, tmp_path, queue_url, kills=200, tokens=1500, workers=2)
+
+
+def test_a_rollout_goes_on_where_a_worker_stands_still(
+    folder: Path, tmp_path: Path, queue_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGSTOP, as of a machine that hangs: its lease runs out, it is ended, and another goes on from the log."""
+    asked, launcher = requests(80), ForkedLauncher()
+    want = whole(folder, asked, 144)
+    service = make_service(tmp_path, folder, launcher, queue_url, lease_seconds=3.0, max_model_len=144, workers=1)
+    with service.running(0, 1), ThreadPoolExecutor(1) as pool:
+        service.publish(1, load_model(folder, weights="widened"))
+        answer = pool.submit(service.ask, 1, asked, 0, 1)
+        began = time.monotonic()
+        while service.queue.num_tokens() < 5:
+            time.sleep(0.001)
+            assert time.monotonic() < began + LONGEST_LIFE and not answer.done()
+        (worker,) = service.processes()
+        assert isinstance(worker, ForkedWorker)
+        os.kill(worker.pid, signal.SIGSTOP)
+        assert not answer.done()
+        found = answer.result()
+    assert launcher.killed == {worker.pid}
+    assert "rollout worker 0 was silent for 3 s and is ended" in capsys.readouterr().out
+    assert [one.error for one in found] == [None, None] and drawn(found) == want
