@@ -51,10 +51,19 @@ class Count(_Table):
 
 
 class Effort(_Table):
-    """Share of right answers and mean tokens of an answer at one level of reasoning."""
+    """Share of right answers and mean tokens of an answer at one level of reasoning.
+
+    `free`: of answers that no window of the level ends.
+    """
 
     accuracy: Annotated[float, Field(ge=0.0, le=1.0)]
     tokens: NotNegative
+    free: Effort | None = None
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """Cells of a table: right and tokens, both again free; a dash for what was not measured."""
+        own, free = (f"{100 * self.accuracy:.1f} %", f"{self.tokens:.1f}"), ("-", "-")
+        return (*own, *(free if self.free is None else self.free.cells()[:2]))
 
 
 Row = dict[Domain, Count]

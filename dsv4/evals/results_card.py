@@ -55,11 +55,9 @@ def describe_results(results: Results) -> str:
             f"| {name} | {' | '.join(_cell(row[mode]) for mode in modes)} |" for name, row in results.general.items()
         ]
     if results.efforts:
-        lines += ["", "Each level of reasoning has the window of tokens that its reinforcement learning had:"]
-        lines += ["", "| level of reasoning | right | mean tokens |", "| --- | --- | --- |"]
-        lines += [
-            f"| {name} | {100 * one.accuracy:.1f} % | {one.tokens:.1f} |" for name, one in results.efforts.items()
-        ]
+        lines += ["", "Levels of reasoning, in the windows of tokens that their reinforcement learning had, and free:"]
+        lines += ["", "| level of reasoning | right | mean tokens | free: right | mean tokens |", f"|{' --- |' * 5}"]
+        lines += [f"| {name} | {' | '.join(one.cells())} |" for name, one in results.efforts.items()]
     return (
         "Held-out questions, answered greedily; 95 % intervals in brackets. `results.html` has the plots and the "
         "command of every stage.\n\n" + "\n".join(lines) + "\n"

@@ -176,10 +176,10 @@ def _efforts(results: Results) -> Iterable[str]:
     yield "<h2>Levels of reasoning</h2>"
     if find_spec("matplotlib") is not None:
         yield f'<div class="plots"><div class="scroll">{results_plots.effort_curve(results)}</div></div>'
-    yield "<p>Each within the window of tokens that its reinforcement learning had.</p>"
+    yield "<p>Each within the window of tokens that its reinforcement learning had, and free of it.</p>"
     yield _table(
-        ("level", "right", "mean tokens"),
-        ((escape(name), f"{100 * one.accuracy:.1f} %", f"{one.tokens:.1f}") for name, one in results.efforts.items()),
+        ("level", "right", "mean tokens", "free: right", "mean tokens"),
+        ((escape(name), *one.cells()) for name, one in results.efforts.items()),
     )
 
 

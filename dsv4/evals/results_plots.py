@@ -94,10 +94,15 @@ def effort_curve(results: Results) -> str:
     """Share of right answers over mean tokens of an answer, a point for each level."""
 
     def draw(axes: Any) -> None:
-        points = [(effort.tokens, 100 * effort.accuracy) for effort in results.efforts.values()]
-        axes.plot(*zip(*points, strict=True), color=COLORS[0], marker="o")
-        for name, point in zip(results.efforts, points, strict=True):
-            axes.annotate(name, point, xytext=(6, 6), textcoords="offset points")
+        free = {name: effort.free for name, effort in results.efforts.items() if effort.free is not None}
+        for color, label, levels in ((COLORS[0], "in its window", results.efforts), (COLORS[1], "free", free)):
+            if not levels:
+                continue
+            points = [(effort.tokens, 100 * effort.accuracy) for effort in levels.values()]
+            axes.plot(*zip(*points, strict=True), color=color, marker="o", label=label)
+            for name, point in zip(levels, points, strict=True):
+                axes.annotate(name, point, xytext=(6, 6), textcoords="offset points", color=color)
+        axes.legend(loc="lower right")
         axes.set_ylim(0, 105)
         axes.margins(x=0.15)
         axes.set_xlabel("mean tokens of an answer")

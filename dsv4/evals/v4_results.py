@@ -64,16 +64,21 @@ def _score(llm: LLM, domain: str, recipe: V4Recipe) -> DomainScore:
 
 
 def write_efforts(folder: Path, recipe: V4Recipe, path: Path) -> None:
-    """Write a model's accuracy and mean tokens at every level of reasoning, within its window of GRPO, to `path`."""
+    """Write a model's accuracy and mean tokens at every level of reasoning to `path`, within its window and without."""
     llm, section = LLM(folder, max_num_seqs=RUNNING, device=recipe.device), recipe.evaluation
     grpo: GRPORecipe = getattr(recipe.specialists, section.effort_domain).grpo
     modes = grpo.efforts.modes(section.efforts, grpo.sampling.max_tokens)
     windows: dict[Mode, int | None] = {mode.effort: mode.window for mode in modes}
-    scores = evaluate_efforts(
-        llm, section.effort_domain, section.questions, section.seed, section.max_tokens, recipe.level, section.efforts,
-        windows,
+    within, free = (
+        to_results(
+            evaluate_efforts(
+                llm, section.effort_domain, section.questions, section.seed, section.max_tokens, recipe.level,
+                section.efforts, given,
+            )
+        )
+        for given in (windows, None)
     )  # fmt: skip
-    _write(path, to_results(scores))
+    _write(path, {level: found | {"free": free[level]} for level, found in within.items()})
 
 
 def collect_results(folders: RunFolders, recipe: V4Recipe) -> Results:

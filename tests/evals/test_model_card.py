@@ -87,7 +87,7 @@ def test_card_of_a_student_has_the_results_of_its_run(tmp_path: Path) -> None:
     )
     for text in (card, describe_post_training(tmp_path)):
         assert "- reached: specialist of code minus sft: +5" in text and "- **missed**: largest difference" in text
-        assert "| sft | 10.0 % (5-19), 8 of 80 |" in text and "| low | 50.0 % | 20.2 |" in text
+        assert "| sft | 10.0 % (5-19), 8 of 80 |" in text and "| low | 50.0 % | 20.2 | - | - |" in text
     (tmp_path / "README.md").write_text(card)
     assert describe_post_training(tmp_path).endswith("\n" + card[card.index("## Recipe") :] + "\n")
     assert "Made with seed 1; dsv4 0.1.0, on a machine." in card

@@ -35,13 +35,17 @@ def results(efforts: dict[str, Effort] | None = None, difference: float | None =
 
 
 def test_it_is_written_and_read_with_the_keys_of_its_contract(tmp_path: Path) -> None:
-    made = results({"low": Effort(accuracy=0.5, tokens=20.0)})
+    free = Effort(accuracy=0.6, tokens=30.0)
+    made = results({"low": Effort(accuracy=0.5, tokens=20.0, free=free), "max": free})
     write_results(made, tmp_path / "results.json")
     raw: dict[str, Any] = json.loads((tmp_path / "results.json").read_text())
     assert set(raw) == {"scores", "efforts", "train_serve_max_difference", "fine_tuned", "general"}
     assert set(raw["scores"]) == {"base", "sft", "specialists", "student", "averaged", "mixed"}
     assert raw["scores"]["specialists"]["code"]["code"] == {"correct": 80, "asked": 100}
-    assert raw["efforts"] == {"low": {"accuracy": 0.5, "tokens": 20.0}}
+    bare = {"accuracy": 0.6, "tokens": 30.0, "free": None}
+    assert raw["efforts"] == {"low": {"accuracy": 0.5, "tokens": 20.0, "free": bare}, "max": bare}
+    assert made.efforts["low"].cells() == ("50.0 %", "20.0", "60.0 %", "30.0")
+    assert made.efforts["max"].cells() == ("60.0 %", "30.0", "-", "-")
     assert read_results(tmp_path) == made
 
 
