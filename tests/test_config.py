@@ -150,7 +150,7 @@ def test_the_warning_names_the_file(tmp_path: Path, caplog: pytest.LogCaptureFix
 def test_configs_of_transformers_give_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in PRESETS:
         ModelConfig.from_dict(transformers_json(ModelConfig.preset(name).to_dict(), tmp_path))
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name.startswith("dsv4")]  # transformers may have its own
 
 
 def test_several_end_tokens_are_all_read() -> None:

@@ -251,21 +251,21 @@ def test_the_config_is_whole_and_shares_out_the_budget(capsys: pytest.CaptureFix
     assert v4.main(["--budget", "gpu", "budget.seconds=1000", "--print-config"]) == 0
     recipe = tomllib.loads(capsys.readouterr().out)
     nano = recipe["nano"]
-    sft = 1 / 6  # of the seconds of base and sft
-    assert nano["seconds"] == pytest.approx(360) and nano["mid_share"] == pytest.approx((1 - sft) * 0.26 / 0.69)
+    sft = 6 / 34  # of the seconds of base and sft
+    assert nano["seconds"] == pytest.approx(340) and nano["mid_share"] == pytest.approx((1 - sft) * 0.26 / 0.69)
     assert nano["sft_share"] == pytest.approx(sft * 27 / 31) and nano["long_share"] == pytest.approx(sft * 4 / 31)
     for part in (nano[name] for name in ("base", "mid", "sft", "long")):
         assert (part["run"]["device"], part["run"]["replicas"]) == ("cuda", 1)
         assert all(stage.get("recompute", "none") == "none" for stage in part["stages"])
-    assert recipe["specialists"]["code"]["grpo"]["run"]["seconds"] == pytest.approx(150 / 7)
-    assert recipe["specialists"]["mathematics"]["grpo"]["run"]["seconds"] == pytest.approx(3 * 150 / 7)
-    assert recipe["general"]["grpo"]["run"]["seconds"] == pytest.approx(150 / 7)
+    assert recipe["specialists"]["code"]["grpo"]["run"]["seconds"] == pytest.approx(60 / 7)
+    assert recipe["specialists"]["mathematics"]["grpo"]["run"]["seconds"] == pytest.approx(3 * 60 / 7)
+    assert recipe["general"]["grpo"]["run"]["seconds"] == pytest.approx(60 / 7)
     assert recipe["specialists"]["code"]["grpo"]["problems"]["domains"] == ["code"]
     for domain, steps in (("code", 100), ("tools", 150), ("instructions", 100)):
         section = recipe["specialists"][domain]["sft"]
         assert section["steps"] == steps and "seconds" not in section
-    assert recipe["specialists"]["mathematics"]["sft"]["seconds"] == pytest.approx(60)
-    assert recipe["student_sft"]["seconds"] == pytest.approx(80)
+    assert recipe["specialists"]["mathematics"]["sft"]["seconds"] == pytest.approx(30)
+    assert recipe["student_sft"]["seconds"] == pytest.approx(110)
     assert recipe["student"]["run"]["device"] == "cuda" and recipe["student"]["problems"]["domains"] == list(DOMAINS)
 
 
