@@ -56,14 +56,16 @@ def check_schema(schema: Any) -> str:
 
 def _check_references(schema: dict[str, Any], validator: Any) -> None:
     """ValueError or SchemaError at a reference of a schema that leads nowhere, out of it, or to what is no schema."""
+    from jsonschema.validators import validator_for
     from jsonschema_specifications import REGISTRY
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import specification_with
 
-    specification = specification_with(validator.META_SCHEMA["$schema"])
+    dialect = validator.META_SCHEMA["$schema"]
+    specification, alone = specification_with(dialect), "/draft-0" in dialect  # there nothing beside $ref counts
     root = specification.create_resource(schema)
     pending: list[tuple[Any, Any]] = [(schema, REGISTRY.resolver_with_root(root))]
-    seen: set[int] = set()
+    seen, checked = set[int](), {id(schema)}
     while pending:
         contents, resolver = pending.pop()
         if not isinstance(contents, dict) or id(contents) in seen:
@@ -77,8 +79,13 @@ def _check_references(schema: dict[str, Any], validator: Any) -> None:
                 target = resolver.lookup(reference)
             except (Unresolvable, LookupError, TypeError, ValueError, AttributeError):
                 raise ValueError(f"{keyword} is {reference!r}, which is not in it") from None
-            validator.check_schema(target.contents)
+            if id(target.contents) not in checked:
+                checked.add(id(target.contents))
+                own = validator_for(target.contents, validator) if isinstance(target.contents, dict) else validator
+                own.check_schema(target.contents)
             pending.append((target.contents, target.resolver))
+        if alone and "$ref" in contents:
+            continue
         for part in specification.create_resource(contents).subresources():
             pending.append((part.contents, resolver.in_subresource(part)))
 

@@ -63,8 +63,13 @@ def _script(character: str) -> str:
         return ""
     if unicodedata.decomposition(character).partition(" ")[0] in _SYMBOLS:
         return ""
-    if unicodedata.name(character, "").partition(" ")[0] in _OF_NO_LANGUAGE:
+    if _first_word(character) in _OF_NO_LANGUAGE:
         return ""
-    plain = unicodedata.normalize("NFKC", character)[0]  # as wide or narrow as others
-    name = unicodedata.name(plain, "").partition(" ")[0]
-    return _FAMILIES.get(name, name)
+    # Narrow and wide letters as others are. Of some nothing is left but marks.
+    letters = [form for form in unicodedata.normalize("NFKC", character) if unicodedata.category(form)[0] == "L"]
+    names = [name for name in map(_first_word, letters) if name not in _OF_NO_LANGUAGE]
+    return _FAMILIES.get(names[0], names[0]) if names else ""
+
+
+def _first_word(character: str) -> str:
+    return unicodedata.name(character, "").partition(" ")[0]

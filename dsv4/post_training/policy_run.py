@@ -210,5 +210,6 @@ class PolicyRun(ABC):
         if allowed is not None and not found <= allowed:
             raise TrainServeError(
                 f"the train_serve_difference of step {self.position.step - 1} is {found:.3g}; allowed by "
-                f"run.max_difference: {allowed:g} at most. The run stands before the step, at its last saved state"
+                f"run.max_difference: {allowed:g} at most. The run stands at its last saved state, before the step; a "
+                f"larger value in its recipe.toml lets --resume go on"
             )

@@ -31,6 +31,7 @@ LIMITS = Limits(  # of one command, which is a test that runs alone, or many cal
 _ONE_POOL = threading.Lock()
 PYTHON = ("python", "python3", "py", "")  # languages of a fence, in lower case
 _FENCE = re.compile(r"^ {0,3}(`{3,})[ \t]*([^\s`]*)[^`]*$")
+_LATE_FENCE = re.compile(r"^[^`]*(`{3,})[ \t]*(python3?|py)[ \t]*$", re.IGNORECASE)  # behind other text of its line
 
 
 def explain_program(answer: str, tests: Sequence[UnitTest], partial: bool = False) -> Explained:
@@ -47,19 +48,20 @@ def explain_program(answer: str, tests: Sequence[UnitTest], partial: bool = Fals
     unknown = sum(not one.known for one in score.outcomes)
     if unknown and (partial or all(one.passed for one in score.outcomes if one.known)):
         raise TimeoutError(f"{unknown} of {len(tests)} tests were not run: those before them took {TOTAL:g} s")
-    reason = next((f"{one.name}: {one.reason}" for one in score.outcomes if not one.passed), "all tests pass")
+    failed = (f"{one.name}: {one.reason}" for one in score.outcomes if one.known and not one.passed)
+    reason = next(failed, "all tests pass")
     return Explained(score.fraction if partial else float(score.passed), reason)
 
 
 def program_of(answer: str) -> str:
     """The first fenced block of an answer that is in Python or names no language, or all of the answer.
 
-    A fence is a line of its own. One that names a language begins a block, also where one is open; the end of the text
-    ends one.
+    A fence is a line of its own; one that names Python may end a line. One that names a language begins a block, also
+    where one is open; the end of the text ends one.
     """
     ticks, language, block = 0, "", list[str]()  # of the open block; 0: none is open
     for line in answer.splitlines(keepends=True):
-        found = _FENCE.match(line)
+        found = _FENCE.match(line) or (None if ticks else _LATE_FENCE.match(line))
         if found is None or len(found[1]) < ticks:
             block.append(line)
             continue

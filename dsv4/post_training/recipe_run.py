@@ -23,7 +23,7 @@ from dsv4.post_training.policy_run import PolicyRun
 from dsv4.post_training.recipes import PolicyRecipe
 from dsv4.post_training.rollout_service.tables import ServiceError
 from dsv4.post_training.served_policy import ServedPolicy
-from dsv4.post_training.updates import UpdateError
+from dsv4.post_training.updates import TrainServeError, UpdateError
 from dsv4.training.export import check_output, copy_tokenizer, export_model
 from dsv4.training.recipe import read_recipe, split_words, write_recipe
 from dsv4.training.state import StateError
@@ -51,7 +51,10 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train {name} --resume --run-dir {run_dir}", file=sys.stderr)
         return stopped.status
-    except (ValueError, OSError, DiskFullError, UpdateError, StateError, ServiceError, MemoryError) as error:
+    except (
+        *(ValueError, OSError, DiskFullError, MemoryError),
+        *(UpdateError, TrainServeError, StateError, ServiceError),
+    ) as error:
         raise SystemExit(f"training stopped: {error}") from error
     console.print(f"model folder: {out}", highlight=False)
     return 0

@@ -182,6 +182,15 @@ class GRPORecipe(PolicyRecipe):
     def files(self) -> tuple[str, ...]:
         return self.problems.data + self.judge.data
 
+    @model_validator(mode="after")
+    def _check_difference(self) -> Self:
+        if self.run.max_difference is not None and self.service.max_staleness:
+            raise ValueError(
+                f"run.max_difference is {self.run.max_difference:g} and service.max_staleness "
+                f"{self.service.max_staleness}; allowed: one of them, since tokens of older weights differ"
+            )
+        return self
+
     def placed(self) -> Self:
         return super().placed().model_copy(update={"judge": self.judge.placed()})
 

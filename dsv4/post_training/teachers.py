@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dsv4.analysis.parameters import count_parameters
 from dsv4.checkpoint.atomic import new_file
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.model.transformer import Transformer
@@ -29,9 +30,8 @@ from dsv4.post_training.rollouts import Sampled, answer_hidden, packed
 from dsv4.tokenizer import Tokenizer
 from dsv4.training.qat import as_stored
 
-KEPT_BYTES = (
-    1 << 30
-)  # of all teachers' files: these stay in memory, since loading takes longer than a small one computes
+# Teachers of at most so many bytes together, in fp32, stay in memory: loading takes longer than a small one computes.
+KEPT_BYTES = 1 << 30
 HEAD, TOKENIZER = "head.weight", "tokenizer.json"
 
 
@@ -62,16 +62,20 @@ class Teachers:
             raise ValueError("no teachers; allowed: one or more, by domain")
         self.teachers, self.cache, self.numerics, self.device = dict(teachers), cache, numerics, device
         self.quantized = quantized
-        self.resident = sum(map(_file_bytes, {teacher.folder for teacher in teachers.values()})) <= KEPT_BYTES
+        self.resident = True
         self._models: dict[Path, Transformer] = {}  # one, or all if they are resident
-        self._heads: dict[str, Tensor] = {}  # likewise
+        self._heads: dict[Path, Tensor] = {}  # likewise
+        sizes: dict[Path, int] = {}
         for domain, teacher in self.teachers.items():
             with Checkpoint(teacher.folder) as checkpoint:
+                sizes[teacher.folder] = 4 * count_parameters(checkpoint.config).total
                 if checkpoint.config.vocab_size != vocab_size:
                     raise ValueError(
                         f"teacher {domain} ({teacher.folder}) has a vocabulary of {checkpoint.config.vocab_size}, the "
                         f"student of {vocab_size}; allowed: the same tokenizer"
                     )
+
+        self.resident = sum(sizes.values()) <= KEPT_BYTES
 
     def check(self, asked: Iterable[tuple[str, Mode | None]], student: Path) -> None:
         """ValueError, before a run, for problems without a teacher, or a teacher without problems or with other tokens.
@@ -138,13 +142,14 @@ class Teachers:
 
     def head(self, domain: str) -> Tensor:
         """Head [V, d] of a teacher, in fp32. It replaces the one in memory if not all fit: sort samples by teacher."""
-        if domain not in self._heads:
+        folder = self.teachers[domain].folder
+        if folder not in self._heads:
             if not self.resident:
                 self._heads.clear()
-            with Checkpoint(self.teachers[domain].folder) as checkpoint:
+            with Checkpoint(folder) as checkpoint:
                 head = checkpoint.parameter(HEAD, self.device).float()
-            self._heads[domain] = as_stored(HEAD, head) if self.quantized else head.clone()
-        return self._heads[domain]
+            self._heads[folder] = as_stored(HEAD, head) if self.quantized else head.clone()
+        return self._heads[folder]
 
     def _model(self, folder: Path) -> Transformer:
         if folder not in self._models:
@@ -153,11 +158,6 @@ class Teachers:
 
     def _file(self, domain: str) -> Path:
         return self.cache / f"{quote(domain, safe='')}.safetensors"
-
-
-def _file_bytes(folder: Path) -> int:
-    """Size of the weights of a model folder."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _names(domain: str, effort: Mode | None) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from dsv4.text import check_text
 MOST = 100  # tests of one row
 KINDS = ("stdin_stdout", "function_call")
 VALUES = {"input", "output"}
-OPTIONAL = {"type", "fn_name", "tolerance"}  # null is as good as none
+OPTIONAL = {"type", "fn_name", "tolerance"}  # null is as good as none, as in all fields but VALUES
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _test(given: Any, name: str) -> UnitTest:
     if not isinstance(given, dict):
         raise ValueError(f"{name} is {given!r}; allowed: Python statements, or an object with input and output")
     fields = cast("dict[str, Any]", given).items()
-    test: dict[str, Any] = {key: value for key, value in fields if value is not None or key not in OPTIONAL}
+    test: dict[str, Any] = {key: value for key, value in fields if value is not None or key in VALUES}
     if not VALUES <= test.keys() <= VALUES | OPTIONAL:
         raise ValueError(f"{name} has {sorted(test)}; allowed: input and output, and fn_name, type, tolerance")
     is_call = "fn_name" in test
@@ -136,13 +136,24 @@ def _statements(code: str, name: str) -> str:
 
 
 def _idle(statement: ast.stmt) -> bool:
-    """True of an import, a definition, a text or pass, and of what a main program alone runs, which no test is."""
+    """True of an import, a definition, a value under a name, a text or pass, and of what a main program alone runs."""
     if isinstance(statement, ast.If) and not statement.orelse:
         return ast.unparse(statement.test) in ("__name__ == '__main__'", "'__main__' == __name__")
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant)
-    kinds = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Pass
-    return isinstance(statement, kinds)
+    if isinstance(statement, ast.Assign | ast.AnnAssign):
+        return statement.value is None or _is_literal(statement.value)
+    if isinstance(statement, ast.ClassDef):
+        return all(map(_idle, statement.body))
+    return isinstance(statement, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.Pass)
+
+
+def _is_literal(value: ast.expr) -> bool:
+    try:
+        ast.literal_eval(value)
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 def _parsed(text: str) -> Any:

@@ -24,7 +24,7 @@ class UpdateError(RuntimeError):
     """A loss or a gradient is not finite, or no rollout could be sampled; nothing was updated."""
 
 
-class TrainServeError(UpdateError):
+class TrainServeError(RuntimeError):
     """Training computes other log-probabilities than the engine has sampled with; the step is not saved."""
 
 

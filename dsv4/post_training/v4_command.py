@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv4.post_training.v4_recipe import V4Recipe
+from dsv4.training.run_shards import read_share
 
 # Flags whose words are shown, and what stands for a path: of a flag, or of a key of the recipe.
 FLAGS = ("corpus", "budget", "base_model", "sft_model")
@@ -36,9 +37,18 @@ def repeated_command(recipe: V4Recipe) -> str:
 
 
 def without_paths(recipe: V4Recipe) -> V4Recipe:
-    """The recipe with BASE, SFT and `corpus` in place of paths."""
+    """The recipe with BASE, SFT and `corpus` in place of paths, and names alone of other files."""
     models = {name: PLACES[name] for name in ("base_model", "sft_model") if getattr(recipe, name) is not None}
     nano = recipe.nano
     if nano.data.corpus:
         nano = nano.model_copy(update={"data": nano.data.model_copy(update={"corpus": PLACES["corpus"]})})
-    return recipe.model_copy(update={**models, "nano": nano})
+    student = recipe.student
+    texts = [f"{Path(folder).name}={share!r}" for folder, share in map(read_share, student.distillation.texts)]
+    data = tuple(Path(name).name for name in student.problems.data)
+    student = student.model_copy(
+        update={
+            "distillation": student.distillation.model_copy(update={"texts": tuple(texts)}),
+            "problems": student.problems.model_copy(update={"data": data}),
+        }
+    )
+    return recipe.model_copy(update={**models, "nano": nano, "student": student})

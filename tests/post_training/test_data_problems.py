@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -144,11 +145,28 @@ def test_a_schema_that_cannot_judge_is_refused(schema: Any, message: str) -> Non
         ({"$ref": "https://json-schema.org/draft/2020-12/schema"}, '{"type": "null"}', '{"type": 5}'),
         ({"enum": [{"$ref": "#/none"}]}, '{"$ref": "#/none"}', "1"),
         ({"properties": {"$ref": {"type": "null"}}}, '{"$ref": null}', '{"$ref": 1}'),
+        (
+            {
+                "$schema": "http://json-schema.org/draft-07/schema#",
+                "definitions": {"b": {"type": "null"}},
+                "properties": {"x": {"$ref": "#/definitions/b", "properties": {"y": {"$ref": "#/definitions/none"}}}},
+            },
+            '{"x": null}',
+            '{"x": {}}',
+        ),
     ],
 )
 def test_a_schema_may_refer_to_its_own_parts(schema: dict[str, Any], right: str, wrong: str) -> None:
     text = check_schema(schema)
     assert (check_answer("schema", text, right), check_answer("schema", text, wrong)) == (1.0, 0.0)
+
+
+def test_many_references_to_one_part_are_checked_once() -> None:
+    part = {"properties": {f"p{n}": {"type": "string", "minLength": n} for n in range(60)}}
+    schema = {"$defs": {"a": part}, "properties": {f"x{n}": {"$ref": "#/$defs/a"} for n in range(200)}}
+    began = time.process_time()
+    check_schema(schema)
+    assert time.process_time() - began < 5.0  # each time it would be some twenty
 
 
 def test_a_schema_refers_to_nothing_outside() -> None:

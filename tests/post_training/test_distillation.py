@@ -24,7 +24,7 @@ from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.episodes.sampling import sample_episodes
 from dsv4.post_training.episodes.trajectory import Trajectory
 from dsv4.post_training.policy_run import LoopSettings, PolicyPosition, StepFigures
-from dsv4.post_training.recipes import DistillRecipe
+from dsv4.post_training.recipes import DistillRecipe, GRPORecipe
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.post_training.teachers import Teacher, Teachers
 from dsv4.post_training.updates import TrainServeError, UpdateError
@@ -196,6 +196,8 @@ def test_a_run_stops_where_training_and_engine_differ(
     assert load_state(run.state_path, run.policy.model, run.optimizer, PolicyPosition).step == 1
     keys = ["run.max_difference=0", 'problems.tasks=["gcd"]']
     assert read_recipe(DistillRecipe, None, keys).loop().max_difference == 0.0
+    with pytest.raises(ValueError, match="run.max_difference is 0 and service.max_staleness 1; allowed: one of them"):
+        read_recipe(GRPORecipe, None, [*keys, "service.max_staleness=1", "service.workers=1"])
 
 
 def test_a_domain_without_a_teacher_is_named(tmp_path: Path, folders: dict[str, Path]) -> None:

@@ -36,6 +36,8 @@ from .small_policy import TextProblem, has_f
         ("한국은?", "韓國은 カ", 3 / 4),
         ("这是什么？", "これは", 0.0),
         ("これは", "ｶﾀｶﾅ", 1.0),  # narrow ones
+        ("これは", "ｺﾝﾋﾟｭｰﾀ ｶﾞ", 1.0),  # with marks of their own
+        ("Is it?", "ŉ man", 1.0),
         ("这是什么？", "```\nIt is so</think>这", 0.0),  # no code, since it does not end
         ("这是什么？", "```\nprint(1)", 1.0),  # an answer that is cut in its code
         ("1 + 1 = ?", "这", 1.0),

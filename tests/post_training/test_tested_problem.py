@@ -63,7 +63,7 @@ def test_texts_calls_and_statements_are_tests() -> None:
         ("assert True", "tests is a text that is no JSON"),
         (["x ="], "test 1 is no Python: invalid syntax"),
         (["x\0"], "test 1 is no Python: "),
-        (["x = 1", 3], "test 2 is 3; allowed: Python statements, or an object with input and output"),
+        (["f(1)", 3], "test 2 is 3; allowed: Python statements, or an object with input and output"),
         ([{"input": "1"}], r"test 1 has \['input'\]; allowed: input and output, and fn_name, type, tolerance"),
         ([{"input": "", "output": "", "stdin": ""}], "test 1 has .*'stdin'"),
         ([{"input": [1], "output": "1"}], r"input of test 1 is \[1\]; allowed: a text, or with fn_name other values"),
@@ -108,6 +108,7 @@ def test_what_is_no_test_is_refused(tests: Any, message: str) -> None:
         "# x",
         "def check(candidate):\n    assert candidate(2) == 4",
         "'''A text.'''\nimport math\nfrom os import path\nclass A:\n    pass\nasync def b(): ...\npass",
+        "METADATA = {'author': 'x', 'dataset': ['y', -1]}\nX: int\ndef check(candidate):\n    assert candidate(2) == 4",
         "def check(f):\n    assert f(2) == 4\nif __name__ == '__main__':\n    check(f)",
     ],
 )
@@ -131,7 +132,9 @@ def test_rows_that_no_parser_takes_are_named_and_the_rest_goes_on(
 
 
 def test_a_call_may_return_none() -> None:
-    (test,) = read_tests([{"fn_name": "f", "input": [None], "output": None, "type": None, "tolerance": None}])
+    (test,) = read_tests(
+        [{"fn_name": "f", "input": [None], "output": None, "type": None, "tolerance": None, "testtype": None}]
+    )
     assert test == CallTest("test 1", "f", [None], None)
 
 
@@ -159,6 +162,8 @@ PROGRAM = "x = 1\ns = '```'\n"
         f"```c++\nint x;\n```\n```\n{PROGRAM}```\nmore\n```python\ny = 2\n```",
         f"```text\n2 3\n```python\n{PROGRAM}```",
         f"It is\n```python\n{PROGRAM}",
+        f"It is: ```python\n{PROGRAM}```\nDone.",
+        f"- ```python\n{PROGRAM}```\nDone.",
         f"1. It is\n   ```python title=x\n{PROGRAM}   ```\n",
         f"````python\n{PROGRAM}````\n```python\ny = 2\n```",
     ],

@@ -30,7 +30,7 @@ from dsv4.post_training.recipes import GRPORecipe
 from dsv4.post_training.run_origin import ORIGIN, describe_code, describe_machine, read_origin, record_origin
 from dsv4.post_training.sandbox.substrates import missing
 from dsv4.post_training.stage_run import StageLog
-from dsv4.post_training.v4_command import repeated_command, show_command
+from dsv4.post_training.v4_command import repeated_command, show_command, without_paths
 from dsv4.post_training.v4_recipe import CURVE, DOMAINS, V4Recipe
 from dsv4.post_training.v4_run import tokens_of
 from dsv4.training import loop
@@ -393,6 +393,13 @@ def test_the_command_is_shown_as_it_was_given_without_paths() -> None:
     shown = show_command(options.recipe, vars(options))
     assert shown == "dsv4 train v4 --corpus corpus --budget gpu b.toml seed=2 sft_model=SFT --run-dir runs/v4"
     assert "nano.data.corpus=" in show_command(['nano.data.corpus=""'], {})
+
+
+def test_the_recipe_is_kept_without_paths() -> None:
+    keys = ["base_model=/b", "student.distillation.texts=['/d/prose=0.5']", "student.problems.data=['/d/rows.jsonl']"]
+    kept = without_paths(v4.read_v4_recipe(v4.RECIPE, v4.nano.RECIPE, keys))
+    assert kept.base_model == "BASE" and kept.nano.data.corpus == "corpus"
+    assert kept.student.distillation.texts == ("prose=0.5",) and kept.student.problems.data == ("rows.jsonl",)
 
 
 def test_a_part_of_a_run_on_another_machine_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

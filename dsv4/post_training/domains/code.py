@@ -40,7 +40,7 @@ class CodeProblem:
         return self.explain(answer).value
 
     def explain(self, answer: str) -> Explained:
-        """Reward of a program, and why. SandboxError where no sandbox can be kept."""
+        """Reward of a program, and why; errors as of `explain_program`."""
         return explain_program(answer, self.tests, self.partial)
 
 
