@@ -62,7 +62,6 @@ class Teachers:
             raise ValueError("no teachers; allowed: one or more, by domain")
         self.teachers, self.cache, self.numerics, self.device = dict(teachers), cache, numerics, device
         self.quantized = quantized
-        self.resident = True
         self._models: dict[Path, Transformer] = {}  # one, or all if they are resident
         self._heads: dict[Path, Tensor] = {}  # likewise
         sizes: dict[Path, int] = {}

@@ -13,19 +13,17 @@ from dsv4.training.recipe import Section
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "post-training.md"
 
 
-def keys(section: type[Section]) -> Iterator[tuple[str, str]]:
+def keys(recipe: type[Section]) -> Iterator[tuple[str, str]]:
     """(section, key) of every value."""
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            yield from ((name, key) for key, _ in _leaves(kind))
+    for name, section in sections(recipe):
+        within = {inner for inner, _ in sections(section)}
+        yield from ((name, key) for key in section.model_fields if key not in within)
 
 
-def _leaves(section: type[Section]) -> Iterator[tuple[str, object]]:
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if not (isinstance(kind, type) and issubclass(kind, Section)):
-            yield name, kind
+def sections(recipe: type[Section]) -> Iterator[tuple[str, type[Section]]]:
+    for name, field in recipe.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield name, field.annotation
 
 
 @pytest.mark.parametrize("recipe", [GRPORecipe, DistillRecipe])
