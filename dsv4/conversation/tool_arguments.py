@@ -90,13 +90,13 @@ def _whole_characters(text: str) -> str:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text, parse_constant=_finite, parse_float=_finite)
+        json.loads(text, parse_constant=finite, parse_float=finite)
     except (ValueError, RecursionError):
         return False
     return True
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
     """Parses a JSON number. ValueError if it overflows a float: it would be written as Infinity, which is not JSON."""
     number = float(text)
     if not math.isfinite(number):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, cast, get_args
+
+from dsv4.conversation.tool_arguments import finite
 
 Check = Literal["exact", "math", "schema"]
 CHECKS: tuple[Check, ...] = get_args(Check)
@@ -92,15 +93,7 @@ def _check_references(schema: dict[str, Any], validator: Any) -> None:
 
 def read_json(text: str) -> Any:
     """Value of a JSON text. ValueError for another text, as one with NaN or a number beyond those of 64 bits."""
-    return json.loads(text, parse_constant=_no_number, parse_float=_number)
-
-
-def _number(text: str) -> float:
-    return found if math.isfinite(found := float(text)) else _no_number(text)
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON's, or one that is too large")
+    return json.loads(text, parse_constant=finite, parse_float=finite)
 
 
 def fits_schema(schema: str, answer: str) -> bool:
