@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from dsv4.cache.disk.folder import CacheFolder
 from dsv4.engine import LLM
 from dsv4.kernels import backends
 from dsv4.model.transformer import Transformer
@@ -186,6 +187,22 @@ def test_a_damaged_file_is_computed_instead(
         after = open_llm(model, tmp_path / str(place))
         assert after.generate([IDS[:600]], greedy())[0].cached_tokens == 599, "it was stored anew"
         after.close()
+
+
+def test_a_damaged_file_is_replaced_though_the_writer_waits(model: Transformer, tmp_path: Path) -> None:
+    first = open_llm(model, tmp_path)
+    first.generate([IDS[:600]], greedy())
+    first.close()
+    for file in (tmp_path / "v1" / "entries").iterdir():
+        file.write_bytes(bytes(file.stat().st_size))
+    llm = open_llm(model, tmp_path)
+    llm.flush()
+    with CacheFolder(tmp_path).lock():  # the index has the file until the writer has it
+        assert llm.generate([IDS[:600]], greedy())[0].cached_tokens == 0
+    llm.close()
+    after = open_llm(model, tmp_path)
+    assert after.generate([IDS[:600]], greedy())[0].cached_tokens == 599
+    after.close()
 
 
 def test_a_state_of_another_form_is_a_miss(model: Transformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

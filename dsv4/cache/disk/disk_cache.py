@@ -100,6 +100,7 @@ class DiskCache:
         self.identity = identity
         self._index: Index | None = None
         self._reported = False  # that the index cannot be read
+        self._lost: set[int] = set()  # files that are damaged or gone, which the writer may not have forgotten yet
         for writer in list(_writers):  # what this process has written before is found
             if writer.folder.path == self.folder.path:
                 writer.flush(CLOSE_SECONDS)
@@ -177,7 +178,7 @@ class DiskCache:
         if index is None:
             return None
         blocks = keys.blocks(count)
-        found = index.blocks(blocks)
+        found = self._blocks(index, blocks)
         depth = next((i for i, key in enumerate(blocks) if key not in found), len(blocks))
         blocks = blocks[:depth]
         state, length = self._longest_state(index, keys, depth, count)
@@ -195,7 +196,7 @@ class DiskCache:
             block = keys.at(number)
             if block in there:
                 state = index.longest_state(block, keys.tails(number, count))
-                if state is not None:
+                if state is not None and state.place.file not in self._lost:
                     return state, number * PAGE_TOKENS + len(state.tail) // TOKEN_BYTES
         return None, 0
 
@@ -203,7 +204,7 @@ class DiskCache:
         if self._writer.off:
             return
         blocks, index = keys.blocks(length), self._open()
-        found = {} if index is None else index.blocks(blocks)
+        found = {} if index is None else self._blocks(index, blocks)
         missing = [i for i, key in enumerate(blocks) if key not in found and not self._writer.is_pending(key)]
         state = None
         if snapshot is not None:
@@ -226,10 +227,15 @@ class DiskCache:
         serving = serving_tails(name)
         if any(self._writer.is_pending(state_key(block, other)) for other in serving):
             return None
-        if index is not None and index.has_state(block, serving):
+        there = None if index is None else index.longest_state(block, serving)
+        if there is not None and there.place.file not in self._lost:
             return None
         page = pack_tail(self.cache, pages[length // PAGE_TOKENS], length % PAGE_TOKENS) if tail else None
         return StateToWrite(block, name, page, snapshot)
+
+    def _blocks(self, index: Index, keys: Sequence[bytes]) -> dict[bytes, Place]:
+        """Places of those of the keys that can be read."""
+        return {key: place for key, place in index.blocks(keys).items() if place.file not in self._lost}
 
     def _open(self) -> Index | None:
         """The index for reading; None: there is none yet."""
@@ -242,6 +248,7 @@ class DiskCache:
 
     def _forget(self, place: Place | None) -> None:
         if place is not None:
+            self._lost.add(place.file)
             self._writer.submit(WriteJob(0, damaged=frozenset((place.file,))))
 
     def _report(self, error: sqlite3.Error | OSError) -> None:
