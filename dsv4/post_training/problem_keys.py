@@ -12,7 +12,7 @@ from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.domains.registry import PARTIAL, DomainProblems, mixed
 from dsv4.post_training.effort_names import NON_THINK, Mode, ModeName, asked_modes
 from dsv4.post_training.efforts import EffortMode, EffortProblems, SomeEfforts
-from dsv4.post_training.key_types import Positive
+from dsv4.post_training.key_types import Positive, Share
 from dsv4.post_training.problems import Problem, ProblemSource, TaskProblems
 from dsv4.post_training.tested_problem import TestedProblem
 from dsv4.tokenizer.prompts import Ladder
@@ -39,6 +39,7 @@ class ProblemsSection(Section):
     data_weight: Positive = 1.0
     check: Check = "exact"  # of rows without their own
     thinking: bool | None = None  # left out: as each task's, domain's or row's problems have it
+    thinking_share: Share | None = None  # of the tasks' problems with thinking; left out: as each task has them
     efforts: tuple[ModeName, ...] = ()
     effort_domains: Names = ()  # left out: all
     seed: int = 1
@@ -55,6 +56,8 @@ class ProblemsSection(Section):
             self._check_effort_domains()
         if self.effort_domains and not self.efforts:
             raise ValueError(f"effort_domains is {', '.join(self.effort_domains)} without efforts; allowed: none")
+        if self.thinking_share is not None and self.thinking is not None:
+            raise ValueError(f"thinking_share is {self.thinking_share} beside thinking; allowed: one of them")
         other = [str(name) for name in self.efforts if self.thinking is (name == NON_THINK)]
         if other:
             how = "with" if self.thinking else "without"
@@ -99,7 +102,8 @@ class ProblemsSection(Section):
             parts.append((domains, sum(chosen.values())))
         if self.tasks or not (self.domains or self.data):
             tasks = dict(zip(self.tasks, self.weights or (1.0,) * len(self.tasks), strict=True))
-            parts.append((TaskProblems(tasks, self.seed, self.thinking), sum(tasks.values())))
+            share = self.thinking_share if self.thinking is None else float(self.thinking)
+            parts.append((TaskProblems(tasks, self.seed, share), sum(tasks.values())))
         if self.data:
             self._check_effort_domains(rows)
             parts.append((Rows(rows, self.seed), self.data_weight))

@@ -85,11 +85,11 @@ class TaskProblem:
 
 @dataclass(frozen=True)
 class TaskProblems:
-    """Training questions of tasks, `weights` by name; `thinking` None leaves the mode to the task."""
+    """Training questions of tasks, `weights` by name; `thinking_share` of them with thinking, None: as the tasks do."""
 
     weights: Mapping[str, float]
     seed: int = 1
-    thinking: bool | None = None
+    thinking_share: float | None = None
     _names: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -110,8 +110,8 @@ class TaskProblems:
         rng = Random(stable_hash("problem", self.seed, number))
         name = rng.choices(self._names, [self.weights[name] for name in self._names])[0]
         example = TASKS[name].sample(rng.getrandbits(40))
-        if self.thinking is not None:
-            example = example.with_thinking(self.thinking)
+        if self.thinking_share is not None:
+            example = example.with_thinking(rng.random() < self.thinking_share)
         return TaskProblem(name, example.key, example)
 
 

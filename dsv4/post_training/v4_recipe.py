@@ -186,6 +186,7 @@ class GeneralSection(Section):
 
     tasks: tuple[str, ...] = tuple(TASKS)
     share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3  # of the student's problems
+    thinking_share: Share | None = None  # of these with thinking; left out: as each task has them
     weight: Positive = 1.0  # of that teacher
     time: Positive = 1.0  # as a specialist's
     grpo: GRPORecipe = GRPORecipe()
@@ -199,7 +200,8 @@ class GeneralSection(Section):
         if not self.asked:
             return {}
         weight = len(DOMAINS) * self.share / (1.0 - self.share) / len(self.tasks)
-        return {"tasks": self.tasks, "weights": (weight,) * len(self.tasks)}
+        weights = (weight,) * len(self.tasks)
+        return {"tasks": self.tasks, "weights": weights, "thinking_share": self.thinking_share}
 
 
 class EvaluationSection(Section):

@@ -264,7 +264,7 @@ def test_efforts_that_read_alike_are_refused(tmp_path: Path) -> None:
     write_effort_ladder(tmp_path, "0731")
     check_ladder(tmp_path, EFFORTS)
     prompts = PromptEncoder.from_pretrained(tmp_path)
-    problem = TaskProblems({"gcd": 1.0}, thinking=True).problem(1)
+    problem = TaskProblems({"gcd": 1.0}, thinking_share=1.0).problem(1)
     assert len({prompts.render(with_effort(problem, EffortMode(one)).prompt()).prompt for one in EFFORTS}) == 3
     with pytest.raises(ValueError, match=r"efforts are budgets, and the ladder of .* is 0731; allowed: .*scalar"):
         check_ladder(tmp_path, (50, 60))
