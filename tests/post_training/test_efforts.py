@@ -186,6 +186,25 @@ def test_modes_that_contradict_thinking_are_refused() -> None:
         read_recipe(V4Recipe, None, ['specialists.code.efforts=["none"]'])
 
 
+def test_a_share_of_the_tasks_problems_has_thinking() -> None:
+    tasks = 'problems.tasks=["gcd", "chain_sum"]'
+
+    def thinking(*keys: str) -> list[bool]:
+        source = read_recipe(DistillRecipe, None, [tasks, *keys]).source()
+        return [source.problem(number).thinking for number in range(300) if source.problem(number).domain != "code"]
+
+    found = thinking("problems.thinking_share=0.25")
+    assert found == thinking("problems.thinking_share=0.25") and 50 < sum(found) < 100
+    assert all(thinking("problems.thinking_share=1")) and not any(thinking("problems.thinking_share=0"))
+    domains = 'problems.domains=["code"]'
+    beside = thinking("problems.thinking_share=0.25", domains)
+    assert 0.15 < sum(beside) / len(beside) < 0.35
+    with pytest.raises(ValueError, match="thinking_share is 0.25 beside thinking; allowed: one of them"):
+        thinking("problems.thinking_share=0.25", "problems.thinking=true")
+    with pytest.raises(ValueError, match="thinking_share"):
+        thinking("problems.thinking_share=1.5")
+
+
 def test_rewards_have_the_penalty_of_the_problem_s_effort() -> None:
     mode = EffortMode("low", 10, lambda tokens: -0.1 * tokens)
     asked = [with_effort(TextProblem(1, has_f), mode), TextProblem(1, has_f)]
