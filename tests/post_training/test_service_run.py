@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sqlalchemy as sql
 import torch
 
 from dsv4.engine import SamplingParams
@@ -30,14 +31,14 @@ from dsv4.post_training.rollout_service.queue import RolloutQueue
 from dsv4.post_training.rollout_service.records import LoggedToken, NewRequest, Step
 from dsv4.post_training.rollout_service.service import RolloutService
 from dsv4.post_training.rollout_service.staleness import Staleness, staleness
-from dsv4.post_training.rollout_service.tables import ServiceError
+from dsv4.post_training.rollout_service.tables import METADATA, ServiceError
 from dsv4.post_training.rollout_service.weights import PublishedWeights
 from dsv4.post_training.rollouts import Rollout
 from dsv4.post_training.teachers import Teacher, Teachers
 from dsv4.training.schedule import Schedule
 
 from .goals import Counted
-from .service_run import SETTINGS, make_run, make_service, metrics, same, small_folder
+from .service_run import SETTINGS, ForkedLauncher, make_run, make_service, metrics, same, small_folder
 from .small_policy import TextProblem, TextProblems, has_f, small_policy
 
 TIMES = {
@@ -277,6 +278,35 @@ def test_workers_that_do_nothing_are_ended_and_then_the_run_in_words(
 def test_a_queue_that_cannot_be_reached_is_named(url: str, message: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match=message):
         make_service(tmp_path, folder, url=url)
+
+
+def test_a_run_ends_in_words_with_its_queue_and_goes_on_with_a_new_one(
+    queue_url: str, folder: Path, filtered, tmp_path: Path
+) -> None:
+    launcher, ended = Ending(None), threading.Event()
+
+    def lose() -> None:
+        while not ended.wait(0.01):
+            if launcher.started and service.queue.open_batches():
+                database = sql.create_engine(service.queue._engine.url)
+                METADATA.drop_all(database)
+                database.dispose()
+                return
+
+    service = make_service(tmp_path, folder, launcher, url=queue_url, workers=1)
+    loser = threading.Thread(target=lose)
+    loser.start()
+    try:
+        with pytest.raises(ServiceError, match="the rollout queue .* cannot be used: .*(no such table|does not exist)"):
+            make_run(tmp_path, folder, service, filtered.settings).run()
+    finally:
+        ended.set()
+        loser.join()
+    again = make_run(
+        tmp_path, folder, make_service(tmp_path, folder, ForkedLauncher(), queue_url, workers=1), filtered.settings
+    )
+    again.run()
+    assert same(again, filtered)
 
 
 def test_runs_share_a_database_and_masks_come_back(queue_url: str, tmp_path: Path) -> None:
