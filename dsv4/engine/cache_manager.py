@@ -72,6 +72,7 @@ class CacheManager:
         self._running: dict[int, Request] = {}  # by slot
         self._matches: dict[Request, tuple[int, PrefixMatch]] = {}  # of waiting requests, with the prefixes' version
         self.before_snapshot: Callable[[Request], None] | None = None  # lets the MTP block read what the row holds
+        self.may_store: Callable[[], bool] = lambda: True  # asked before a prefix goes to the disk
         self.recorder: ChoiceRecorder | None = None  # of what was chosen for the tokens that stored prefixes hold
         self._saved: dict[Request, int] = {}  # bytes that are kept of requests that gave way
         self._unsound: set[int] = set()  # rows that a failed step may have left half-written
@@ -260,8 +261,15 @@ class CacheManager:
             if at_place or (self.disk is not None and self.disk.policy.is_place(computed)):
                 self._store(request)
 
-    def distrust(self) -> None:
-        """After a step that failed: forget all prefixes, and store nothing of the rows that run."""
+    def distrust(self, earlier: bool) -> None:
+        """After a step that failed: forget all prefixes in memory, and store nothing of the rows that run.
+
+        `earlier`: steps before it may have computed nonsense: forget what they have stored on disk of these rows, too.
+        """
+        if earlier and self.disk is not None:
+            self.disk.distrust(
+                (self._lookup(self.disk, request), request.num_computed_tokens) for request in self._running.values()
+            )
         self._unsound.update(self._running)
         self.reset_prefixes()
 
@@ -278,7 +286,7 @@ class CacheManager:
         entry = self.prefixes.store(request.slot, request.tokens, request.params.cache_salt)
         if self.recorder is not None:
             self.recorder.store(request.choices, entry)
-        if self.disk is not None:
+        if self.disk is not None and self.may_store():
             pages = self._pages.pages_of(request.slot)
             self.disk.store(self._lookup(self.disk, request), request.num_computed_tokens, pages, entry)
 

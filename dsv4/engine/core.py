@@ -57,8 +57,8 @@ class EngineCore:
         runner: ModelRunner,
         scheduler: Scheduler,
         limits: CoreLimits,
-        files_change: Callable[[], str | None] | None = None,
-        speculator: Speculator | None = None,
+        files_change: Callable[[], str | None] | None,
+        speculator: Speculator | None,
     ) -> None:
         self.runner = runner
         self.speculator = speculator
@@ -73,6 +73,9 @@ class EngineCore:
         self._request_ids = itertools.count(1)
         self._files_change = files_change
         self._next_check = 0.0
+        # Between two looks of `check_files` steps may have computed with other weights than those that the disk's keys
+        # name.
+        scheduler.cache_manager.may_store = lambda: files_change is None or files_change() is None
 
     @property
     def has_work(self) -> bool:
@@ -175,8 +178,9 @@ class EngineCore:
             output = self.runner.run(chunks)
             if sampling:
                 _check_logits(output.logits, sampling)
-        except BaseException:
-            manager.distrust()  # nobody may go on from what this step has left
+        except BaseException as error:
+            # Nobody may go on from what this step has left, nor, where logits are no numbers, from what led to them.
+            manager.distrust(earlier=isinstance(error, EngineError))
             raise
         for chunk in chunks:
             chunk.request.num_computed_tokens = chunk.stop

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from dsv4.cache import PrefixEntry
 from dsv4.cache.disk import DiskCache, DiskLookup, DiskMatch, Reader, Reading
@@ -39,6 +39,7 @@ class DiskPrefixes:
         if in_memory + PAGE_TOKENS > count:
             return None
         if not lookup.done:
+            self.disk.stats.external_prefix_cache_queries += count
             lookup.found, lookup.done = self.disk.find(lookup.keys, count), True
         return lookup.found if lookup.found and lookup.found.length >= in_memory + PAGE_TOKENS else None
 
@@ -60,8 +61,10 @@ class DiskPrefixes:
             return False
         if reading.loaded is None:
             self.drop(lookup)
-            lookup.found = None
-        elif num_known() < reading.first:  # memory has lost some
+            shorter = self.disk.find(lookup.keys, match.length)  # without files that were found damaged or gone
+            lookup.found = shorter if shorter is not None and shorter.length < match.length else None
+            return lookup.found is None
+        if num_known() < reading.first:  # memory has lost some
             self._readings[lookup] = self._reader.start(match, 0)
             return False
         return True
@@ -85,6 +88,10 @@ class DiskPrefixes:
             stats.num_misses += tokens == 0
             stats.external_prefix_cache_hits += tokens
             lookup.found, lookup.done = None, False
+
+    def distrust(self, lookups: Iterable[tuple[DiskLookup, int]]) -> None:
+        """Forget what is stored of the requests' first tokens."""
+        self.disk.distrust((lookup.keys, count) for lookup, count in lookups)
 
     def store(self, lookup: DiskLookup, length: int, pages: Sequence[int], entry: PrefixEntry) -> None:
         """Keep the blocks of the first `length` tokens, which lie in `pages`, and their state if the policy says so."""

@@ -125,7 +125,7 @@ def test_each_token_has_the_choices_of_the_step_that_computed_it(path: str, pree
     before, computed = forward_choices(model, request.tokens(0, 133)), request.num_computed_tokens
     assert computed == 133
     if preempt:  # and its state is lost, so that all is computed again, with the new weights
-        core.scheduler.cache_manager.distrust()
+        core.scheduler.cache_manager.distrust(earlier=False)
         core.scheduler._preempt(request)
         assert request.num_computed_tokens == 0
     shake(model, 1.0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sqlite3
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from dsv4.cache.disk.keys import TOKEN_BYTES, WITH_MTP, PrefixKeys, root_key, se
 from dsv4.cache.disk.packing import pack_pages, pack_tail, unpack_pages
 from dsv4.cache.disk.records import BLOCK, STATE, DamagedFileError, Place, Record, read_record
 from dsv4.cache.disk.stats import DiskCacheStats
-from dsv4.cache.disk.writer import StateToWrite, WriteJob, Writer
+from dsv4.cache.disk.writer import DistrustedPrefix, StateToWrite, WriteJob, Writer
 from dsv4.cache.prefix import TokensOf
 from dsv4.cache.state import Snapshot
 from dsv4.config import PAGE_TOKENS
@@ -30,6 +32,16 @@ logger = logging.getLogger("dsv4.cache.disk")
 CLOSE_SECONDS = 60.0  # that the end of the process waits for the disk
 
 _writers: weakref.WeakSet[Writer] = weakref.WeakSet()  # of this process
+
+
+def _disown() -> None:
+    for writer in list(_writers):
+        writer.disown()
+    _writers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown)
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,6 @@ class DiskCache:
         self.identity = identity
         self._index: Index | None = None
         self._reported = False  # that the index cannot be read
-        self._lost: set[int] = set()  # files that are damaged or gone, which the writer may not have forgotten yet
         for writer in list(_writers):  # what this process has written before is found
             if writer.folder.path == self.folder.path:
                 writer.flush(CLOSE_SECONDS)
@@ -122,13 +133,11 @@ class DiskCache:
 
     def find(self, keys: PrefixKeys, count: int) -> DiskMatch | None:
         """The longest prefix on disk of a sequence's first `count` tokens; None: there is none."""
-        self.stats.external_prefix_cache_queries += count
         try:
-            match = self._find(keys, count)
+            return self._find(keys, count)
         except (sqlite3.Error, OSError) as error:
             self._report(error)
-            match = None
-        return match
+            return None
 
     def load(self, match: DiskMatch, first: int) -> LoadedPrefix | None:
         """Read what a match needs, its blocks from number `first` on; None where it is gone or damaged.
@@ -159,9 +168,11 @@ class DiskCache:
         except FileNotFoundError:
             return self._forget(place)  # evicted by another process
         except (OSError, DamagedFileError, ValueError) as error:
-            self.stats.num_damaged_files += 1
             name = self.folder.entries if place is None else self.folder.file(place.file)
             logger.warning("disk cache: %s cannot be used: %s", name, error)
+            if isinstance(error, OSError) and error.errno != errno.EIO:
+                return None  # of this process or this moment: too many open files, no permission
+            self.stats.num_damaged_files += 1
             return self._forget(place)
         self._writer.submit(WriteJob(first, path=match.keys, used=match.files))
         return LoadedPrefix(unpack_pages(self.cache, torch.from_numpy(pages)), len(pages), snapshot)
@@ -173,15 +184,28 @@ class DiskCache:
         except (sqlite3.Error, OSError) as error:
             self._report(error)
 
+    def distrust(self, prefixes: Iterable[tuple[PrefixKeys, int]]) -> None:
+        """Forget what is stored of sequences' first tokens, and all that waits to be written: it may be wrong."""
+        self._writer.distrust(
+            [
+                DistrustedPrefix(
+                    keys.blocks(count),
+                    [(keys.at(number), keys.tails(number, count)) for number in range(count // PAGE_TOKENS + 1)],
+                )
+                for keys, count in prefixes
+            ]
+        )
+
     def _find(self, keys: PrefixKeys, count: int) -> DiskMatch | None:
+        lost = self._writer.lost
         index = self._open()
         if index is None:
             return None
         blocks = keys.blocks(count)
-        found = self._blocks(index, blocks)
+        found = _readable(index.blocks(blocks), lost)
         depth = next((i for i, key in enumerate(blocks) if key not in found), len(blocks))
         blocks = blocks[:depth]
-        state, length = self._longest_state(index, keys, depth, count)
+        state, length = self._longest_state(index, keys, depth, count, lost)
         replay = 0 if self.replay_tokens is None else depth * PAGE_TOKENS - self.replay_tokens
         if replay > length:
             state, length = None, replay
@@ -189,26 +213,29 @@ class DiskCache:
             return None
         return DiskMatch(blocks, [found[key] for key in blocks], state, length)
 
-    def _longest_state(self, index: Index, keys: PrefixKeys, depth: int, count: int) -> tuple[StoredState | None, int]:
+    def _longest_state(
+        self, index: Index, keys: PrefixKeys, depth: int, count: int, lost: Collection[int]
+    ) -> tuple[StoredState | None, int]:
         """Deepest block first: 128 tails are asked for, however many states of other sequences hang there."""
         there = index.with_states([keys.at(number) for number in range(depth + 1)])
         for number in range(depth, -1, -1):
             block = keys.at(number)
             if block in there:
-                state = index.longest_state(block, keys.tails(number, count))
-                if state is not None and state.place.file not in self._lost:
-                    return state, number * PAGE_TOKENS + len(state.tail) // TOKEN_BYTES
+                for state in index.states(block, keys.tails(number, count)):
+                    if state.place.file not in lost:
+                        return state, number * PAGE_TOKENS + len(state.tail) // TOKEN_BYTES
         return None, 0
 
     def _store(self, keys: PrefixKeys, length: int, pages: Sequence[int], snapshot: Snapshot | None) -> None:
         if self._writer.off:
             return
+        lost = self._writer.lost
         blocks, index = keys.blocks(length), self._open()
-        found = {} if index is None else self._blocks(index, blocks)
+        found = {} if index is None else _readable(index.blocks(blocks), lost)
         missing = [i for i, key in enumerate(blocks) if key not in found and not self._writer.is_pending(key)]
         state = None
         if snapshot is not None:
-            state = self._state(index, keys, length, pages, snapshot)
+            state = self._state(index, keys, length, pages, snapshot, lost)
         if missing or state is not None:
             size = len(missing) * self.cache.page_bytes + (0 if state is None else state.snapshot.num_bytes)
             if not self._writer.fits(index, size, {place.file for place in found.values()}):
@@ -219,7 +246,13 @@ class DiskCache:
             self._writer.submit(WriteJob(depth, [blocks[i] for i in missing], packed, state, blocks))
 
     def _state(
-        self, index: Index | None, keys: PrefixKeys, length: int, pages: Sequence[int], snapshot: Snapshot
+        self,
+        index: Index | None,
+        keys: PrefixKeys,
+        length: int,
+        pages: Sequence[int],
+        snapshot: Snapshot,
+        lost: Collection[int],
     ) -> StateToWrite | None:
         """The state after a prefix; None where it is on disk, or on its way there."""
         block, tail = keys.at(length // PAGE_TOKENS), keys.tail(length)
@@ -227,15 +260,11 @@ class DiskCache:
         serving = serving_tails(name)
         if any(self._writer.is_pending(state_key(block, other)) for other in serving):
             return None
-        there = None if index is None else index.longest_state(block, serving)
-        if there is not None and there.place.file not in self._lost:
+        there = [] if index is None else index.states(block, serving)
+        if any(state.place.file not in lost for state in there):
             return None
         page = pack_tail(self.cache, pages[length // PAGE_TOKENS], length % PAGE_TOKENS) if tail else None
         return StateToWrite(block, name, page, snapshot)
-
-    def _blocks(self, index: Index, keys: Sequence[bytes]) -> dict[bytes, Place]:
-        """Places of those of the keys that can be read."""
-        return {key: place for key, place in index.blocks(keys).items() if place.file not in self._lost}
 
     def _open(self) -> Index | None:
         """The index for reading; None: there is none yet."""
@@ -248,8 +277,7 @@ class DiskCache:
 
     def _forget(self, place: Place | None) -> None:
         if place is not None:
-            self._lost.add(place.file)
-            self._writer.submit(WriteJob(0, damaged=frozenset((place.file,))))
+            self._writer.forget(place.file)
 
     def _report(self, error: sqlite3.Error | OSError) -> None:
         """An error of the index is a miss. One that is damaged is replaced by the writer, which says so."""
@@ -270,6 +298,11 @@ def least_bytes(cache: Cache) -> int:
     state = Record(STATE, b"", cache.snapshot(0).to_bytes())
     block = Record(BLOCK, b"", bytes(cache.page_bytes))
     return 4 * EMPTY_BYTES + state.num_bytes + 2 * block.num_bytes
+
+
+def _readable(places: Mapping[bytes, Place], lost: Collection[int]) -> dict[bytes, Place]:
+    """Places in files that are not lost."""
+    return {key: place for key, place in places.items() if place.file not in lost}
 
 
 def _page(payload: memoryview, size: int) -> np.ndarray:

@@ -57,6 +57,7 @@ class CacheFolder:
                     time.sleep(0.005)
             yield
         finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that was forked meanwhile has the descriptor, too
             os.close(descriptor)
 
     # The index

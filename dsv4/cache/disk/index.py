@@ -75,8 +75,11 @@ class Index:
 
     def __init__(self, path: Path, writes: bool) -> None:
         self.path = path
-        mode = "rw" if writes or os.access(path, os.W_OK) else "ro&immutable=1"
-        self._db = _connect(path, mode, WRITER_SECONDS if writes else READER_SECONDS)
+        self._as_it_was: list[tuple[int, int]] | None = None  # an index that is read without its log, and the log
+        if writes or os.access(path, os.W_OK):
+            self._db = _connect(path, "rw", WRITER_SECONDS if writes else READER_SECONDS)
+        else:
+            self._db = self._open_to_read()
         try:
             self._inode = path.stat().st_ino
             if writes:
@@ -102,11 +105,28 @@ class Index:
 
     @property
     def is_in_place(self) -> bool:
-        """False once the file is gone or another has its name."""
+        """False once the file is gone, another has its name, or it is read without its log and has changed."""
         try:
-            return self.path.stat().st_ino == self._inode
+            is_there = self.path.stat().st_ino == self._inode
+            return is_there and (self._as_it_was is None or self._as_it_was == self._as_it_is())
         except (FileNotFoundError, NotADirectoryError):
             return False
+
+    def _open_to_read(self) -> sqlite3.Connection:
+        """In a folder that is another's: with the log of a process that writes; without one, as the file is."""
+        db = _connect(self.path, "ro", READER_SECONDS)
+        try:
+            db.execute("SELECT id FROM files LIMIT 1").fetchall()
+            return db
+        except sqlite3.OperationalError:
+            db.close()
+        self._as_it_was = self._as_it_is()
+        return _connect(self.path, "ro&immutable=1", READER_SECONDS)
+
+    def _as_it_is(self) -> list[tuple[int, int]]:
+        """Times of the last change and sizes of the index and its log, if there is one."""
+        files = [self.path, *self.path.parent.glob(f"{self.path.name}-wal")]
+        return [(found.st_mtime_ns, found.st_size) for found in (file.stat() for file in files)]
 
     def blocks(self, keys: Sequence[bytes]) -> dict[bytes, Place]:
         """Places of those of the keys that are here."""
@@ -125,19 +145,14 @@ class Index:
         )
         return {key for marks, some in _parts(blocks, "(?)") for (key,) in self._db.execute(query.format(marks), some)}
 
-    def longest_state(self, block: bytes, tails: Sequence[bytes]) -> StoredState | None:
-        """The state with the longest of these tails; one seek per tail."""
+    def states(self, block: bytes, tails: Sequence[bytes]) -> list[StoredState]:
+        """The states of these tails, the longest first; one seek per tail."""
         found = self._db.execute(
             f"SELECT tail, file, offset, bytes FROM states WHERE block = ? AND tail IN ({','.join('?' * len(tails))})"
-            " ORDER BY length(tail) DESC LIMIT 1",
+            " ORDER BY length(tail) DESC",
             (block, *tails),
-        ).fetchone()
-        return None if found is None else StoredState(block, found[0], Place(*found[1:]))
-
-    def has_state(self, block: bytes, tails: Sequence[bytes]) -> bool:
-        """True if the state of one of these tails is here."""
-        query = f"SELECT 1 FROM states WHERE block = ? AND tail IN ({','.join('?' * len(tails))})"
-        return self._db.execute(query, (block, *tails)).fetchone() is not None
+        )
+        return [StoredState(block, tail, Place(*place)) for tail, *place in found]
 
     def add(self, file: int, num_bytes: int, depth: int, blocks: dict[bytes, Place], states: list[StoredState]) -> None:
         """Enter a file with its records. `depth`: number of its first block; deeper files are evicted first."""

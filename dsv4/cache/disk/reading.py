@@ -32,8 +32,12 @@ class Reader:
         self._turn = threading.Lock()  # of the disk
         self._arrived = threading.Event()
         self._deadline = 0.0  # of the last reading
+        self._current: Reading | None = None  # that has its turn
 
     def start(self, match: DiskMatch, first: int) -> Reading:
+        """Begin to read; one that is done, with nothing loaded, while the disk does not answer an earlier one."""
+        if (current := self._current) is not None and time.monotonic() > current.deadline:
+            return Reading(match, first, current.deadline, done=True)
         num_bytes = (match.num_blocks + 1 - first) * self.disk.cache.page_bytes
         seconds = WAIT_SECONDS + num_bytes / LEAST_BYTES_PER_SECOND
         self._deadline = max(time.monotonic(), self._deadline - WAIT_SECONDS) + seconds
@@ -50,7 +54,9 @@ class Reader:
     def _read(self, reading: Reading) -> None:
         try:
             with self._turn:
+                self._current = reading
                 loaded = None if reading.cancelled else self.disk.load(reading.match, reading.first)
+                self._current = None
             if not reading.cancelled:
                 reading.loaded = loaded
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch import Tensor
 from dsv4.cache.disk.folder import CacheFolder, FolderBusyError
 from dsv4.cache.disk.index import EMPTY_BYTES, Index, StoredState, Trouble, trouble
 from dsv4.cache.disk.keys import serving_tails, state_key
-from dsv4.cache.disk.records import BLOCK, STATE, Record
+from dsv4.cache.disk.records import BLOCK, STATE, Place, Record
 from dsv4.cache.disk.stats import DiskCacheStats
 from dsv4.cache.state import Snapshot
 
@@ -55,13 +56,20 @@ class WriteJob:
     state: StateToWrite | None = None
     path: Sequence[bytes] = ()
     used: frozenset[int] = frozenset()
-    damaged: frozenset[int] = frozenset()  # files to be removed
     check: bool = False  # the index seems damaged
 
     @property
     def num_bytes(self) -> int:
         blocks = 0 if self.blocks is None else self.blocks.nbytes
         return blocks + (0 if self.state is None else self.state.snapshot.num_bytes)
+
+
+@dataclass(frozen=True)
+class DistrustedPrefix:
+    """A prefix whose blocks and states may be wrong: keys of its blocks, and after each the tails of its states."""
+
+    path: Sequence[bytes]
+    states: Sequence[tuple[bytes, Sequence[bytes]]]
 
 
 class Writer:
@@ -80,6 +88,8 @@ class Writer:
         self._was_busy = False  # another process held the lock for long, which is logged once
         self._reported_size = False  # that a prefix was larger than the budget
         self._pending: set[bytes] = set()  # keys of blocks and states on their way
+        self._lost: set[int] = set()  # files that are gone or damaged, until they are forgotten
+        self._distrusted: list[DistrustedPrefix] = []  # until they are forgotten
         self._changed = threading.Condition()
         self._index: Index | None = None
         self._thread = threading.Thread(target=self._run, name="dsv4-disk-cache", daemon=True)
@@ -88,6 +98,25 @@ class Writer:
     def is_pending(self, key: bytes) -> bool:
         """True if the block or state of a key waits to be written."""
         return key in self._pending
+
+    @property
+    def lost(self) -> frozenset[int]:
+        """Files that cannot be read though the index may have them still; asked before the index, none is missed."""
+        return frozenset(self._lost)
+
+    def forget(self, file: int) -> None:
+        """Remove a file that is damaged or gone, at the next job if this one finds no turn."""
+        self._lost.add(file)
+        self.submit(WriteJob(0))
+
+    def distrust(self, prefixes: Sequence[DistrustedPrefix]) -> None:
+        """Remove the files of prefixes, and drop all that waits."""
+        with self._changed:
+            self._jobs.clear()
+            self._pending.clear()
+            self._bytes = 0
+            self._distrusted += prefixes
+        self.submit(WriteJob(0))
 
     def fits(self, index: Index | None, num_bytes: int, files: Collection[int]) -> bool:
         """True if the budget can hold `num_bytes` beside files that stay; False is logged, once."""
@@ -119,11 +148,19 @@ class Writer:
 
     def close(self, seconds: float | None = None) -> None:
         """Write what waits and end the thread, or leave it behind after `seconds`."""
-        self.flush(seconds)
+        end = None if seconds is None else time.monotonic() + seconds
         with self._changed:
-            self._closed = True
+            self._closed = True  # what is in the queue is written yet
             self._changed.notify_all()
-        self._thread.join(seconds)
+        if threading.current_thread() is not self._thread:  # which may collect the cache's owner
+            self.flush(seconds)
+            self._thread.join(None if end is None else max(0.0, end - time.monotonic()))
+
+    def disown(self) -> None:
+        """In a forked process, which has no such thread: nothing waits, and nothing is stored."""
+        self.off = self._closed = True
+        self._jobs.clear()
+        self._busy, self._changed = False, threading.Condition()
 
     # In the thread
 
@@ -215,9 +252,9 @@ class Writer:
         index = self._open()
         if job.check:
             index.check()
-        if job.damaged:
-            index.forget(list(job.damaged))
-            self.folder.remove(job.damaged)
+        if self._forget(index) and _keys(job):  # its parts come from what is distrusted
+            self.stats.num_dropped_writes += 1
+            return
         there = index.blocks(job.path)
         reached = _reached(job, there)
         used = job.used.union(there[key].file for key in reached if key in there)
@@ -235,14 +272,39 @@ class Writer:
         if not self._make_room(index, size, len(records) + len(used), used):
             return False
         number, places = self.folder.write(records)
-        placed = list(zip(records, places, strict=True))
-        blocks = {record.key: place for record, place in placed if record.kind == BLOCK}
-        states = [StoredState(job.state.block, job.state.tail, p) for r, p in placed if r.kind == STATE and job.state]
-        index.add(number, size, job.depth, blocks, states)
+        try:
+            self._enter(index, job, number, size, records, places)
+        except BaseException:
+            self.folder.remove([number])  # of which nobody would know
+            raise
         index.touch([*used, number])  # at once: the end of a prefix is evicted before its beginning
         self.stats.num_writes += 1
         self.stats.kv_offload_store_bytes += size
         return True
+
+    def _forget(self, index: Index) -> bool:
+        """Remove the files that were lost, and those of distrusted prefixes; True if there are such."""
+        lost, distrusted = set(self._lost), list(self._distrusted)
+        files = set(lost)
+        for prefix in distrusted:
+            files.update(place.file for place in index.blocks(prefix.path).values())
+            files.update(state.place.file for block, tails in prefix.states for state in index.states(block, tails))
+        if files:
+            index.forget(list(files))
+            self.folder.remove(files)
+        self._lost -= lost
+        del self._distrusted[: len(distrusted)]
+        return bool(distrusted)
+
+    @staticmethod
+    def _enter(
+        index: Index, job: WriteJob, number: int, size: int, records: list[Record], places: Sequence[Place]
+    ) -> None:
+        """Enter a file's records in the index."""
+        placed = list(zip(records, places, strict=True))
+        blocks = {record.key: place for record, place in placed if record.kind == BLOCK}
+        states = [StoredState(job.state.block, job.state.tail, p) for r, p in placed if r.kind == STATE and job.state]
+        index.add(number, size, job.depth, blocks, states)
 
     def _records(self, job: WriteJob, reached: Sequence[bytes], there: Collection[bytes], index: Index) -> list[Record]:
         """Parts of a job that are not there yet: another process may have written some since."""
@@ -252,7 +314,7 @@ class Writer:
             rows = job.blocks.numpy()
             records += [Record(BLOCK, k, rows[i].tobytes()) for i, k in enumerate(job.keys) if k in wanted]
         state = job.state if len(reached) == len(job.path) else None
-        if state is not None and not index.has_state(state.block, serving_tails(state.tail)):
+        if state is not None and not index.states(state.block, serving_tails(state.tail)):
             records.append(Record(STATE, state.key, state.payload()))
         return records
 

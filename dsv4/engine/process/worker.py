@@ -101,6 +101,7 @@ class Worker:
         if engine.error is not None:
             error = engine.error
             self._link.send(Stopped(str(error) or type(error).__name__, lasting=isinstance(error, EngineError)))
+            llm.close()  # what the disk is to forget is forgotten
             return 1
         llm.close()
         return 0
