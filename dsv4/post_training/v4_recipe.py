@@ -39,13 +39,13 @@ class BudgetSection(Section):
     """
 
     seconds: Positive = 21600.0
-    base: Share = 0.28
-    sft: Share = 0.06
+    base: Share = 0.20
+    sft: Share = 0.05
     specialist_sft: PositiveShare = 0.03
     specialist_grpo: PositiveShare = 0.06
-    student_sft: Share = 0.11
-    student: PositiveShare = 0.07
-    rest: Share = 0.37
+    student_sft: Share = 0.12
+    student: PositiveShare = 0.10
+    rest: Share = 0.42
 
     @model_validator(mode="after")
     def _check(self) -> BudgetSection:
