@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.harness.program import new_folder, new_parser
+
 if TYPE_CHECKING:
     from benchmarks.harness.distill_ways import Comparison
 
@@ -43,13 +45,10 @@ def draw(found: Comparison, path: Path) -> bool:
 
     if find_spec("matplotlib") is None:
         return False
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     from dsv4.evals.intervals import wilson
+    from dsv4.training.plots import new_figure
 
-    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.0, 4.0)
     axes = figure.subplots()
     asked = found.asked * len(found.tasks)
     for place, (name, correct) in enumerate(found.correct.items()):
@@ -67,12 +66,8 @@ def draw(found: Comparison, path: Path) -> bool:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="dsv4 bench distill",
-        description="Train specialists of two tasks from one model, make a student of them in four ways, and compare.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Train specialists of two tasks from one model, make a student of them in four ways, and compare."
+    made = new_parser("distill", about, EPILOG)
     add = made.add_argument
     add("--model", default="nano", help="folder of the model to start from; default: %(default)s")
     add("--tasks", nargs=2, default=["count_bits", "number_filtering"], metavar="TASK", help="default: %(default)s")
@@ -85,23 +80,18 @@ def parser() -> argparse.ArgumentParser:
     add("--sft-rate", type=float, default=5e-4, help="learning rate; default: %(default)s")
     add("--distill-rate", type=float, default=5e-4, help="learning rate; default: %(default)s")
     add("--row-tokens", type=int, default=2048, metavar="N", help="of a step of fine-tuning; default: %(default)s")
-    add("--run-dir", type=Path, default=Path("runs/distill_ways"), help="a new folder; default: %(default)s")
+    add("--run-dir", type=new_folder, default="runs/distill_ways", help="a new folder; default: %(default)s")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     made = parser()
     options = made.parse_args(argv)
-    if options.run_dir.exists():
-        made.error(f"{options.run_dir} is there; allowed: a new folder")
-    from dataclasses import asdict
+    from dataclasses import asdict, fields
 
     from benchmarks.harness.distill_ways import Sizes, compare
 
-    sizes = Sizes(
-        options.conversations, options.steps, options.prompts, options.max_tokens, options.held_out, options.batches,
-        options.sft_rate, options.distill_rate, options.row_tokens,
-    )  # fmt: skip
+    sizes = Sizes(**{field.name: getattr(options, field.name) for field in fields(Sizes)})
     try:
         found = compare(options.model, options.tasks, sizes, options.run_dir)
     except ValueError as error:

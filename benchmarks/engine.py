@@ -14,9 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.harness.program import new_parser, run_benchmark
+from benchmarks.harness.program import add_options, new_parser, run_benchmark
 from benchmarks.harness.scenarios import SCENARIOS, quick
-from benchmarks.harness.turns import add_options
 
 if TYPE_CHECKING:
     from rich.console import Console

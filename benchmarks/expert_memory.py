@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.harness.process import Process
-from benchmarks.harness.residency import drop_files, resident_bytes
+from benchmarks.harness.residency import drop_files, read_files, resident_bytes
 from benchmarks.harness.scenarios import FLASH_WIDTH, TINY
-from benchmarks.harness.turns import at_least_one
+from dsv4.commands.options import count
 
 if TYPE_CHECKING:
     from dsv4.checkpoint.expert_memory import ExpertMemory, ExpertStats
@@ -25,6 +25,7 @@ SHAPE = replace(FLASH_WIDTH, num_hidden_layers=3, num_hash_layers=1, compress_ra
 QUICK = replace(TINY, num_nextn_predict_layers=0)
 COUNT_EVERY = 8  # steps after which resident pages are counted, which takes as long as a step
 READ_BYTES = 16 << 20  # per read while the disk is measured
+DISK_BYTES = 4 << 30  # read for that, or all there are
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def run(folder: Path, share: float | None, prompt: int, steps: int) -> Figures:
         total = limit_experts(model, 1 << 60).total_bytes
         memory = limit_experts(model, int(total * share))
     else:
-        _touch(folder)
+        read_files(folder, READ_BYTES)  # into the page cache, where that has room
     ids = torch.randint(0, model.config.vocab_size, (1, prompt + steps), generator=torch.Generator().manual_seed(1))
     cache = model.new_cache(1, prompt + steps)
     digest = mapped = cached = 0
@@ -85,30 +86,17 @@ def run(folder: Path, share: float | None, prompt: int, steps: int) -> Figures:
     return Figures(prefill, seconds, steps_only, after, mapped, cached, digest, read)
 
 
-def _touch(folder: Path) -> None:
-    """Read all files, so that they are in the page cache where that has room."""
-    buffer = bytearray(READ_BYTES)
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb", buffering=0) as handle:
-            while handle.readinto(buffer):
-                pass
-
-
 def _disk_bytes() -> int:
     """Bytes that this process has had storage read."""
     rows = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
     return next(int(row.split()[1]) for row in rows if row.startswith("read_bytes"))
 
 
-def disk_rate(folder: Path, limit: int = 4 << 30) -> float:
+def disk_rate(folder: Path) -> float:
     """Bytes per second of reading files that are not in memory, in order."""
     drop_files(folder)
-    buffer, done, start = bytearray(READ_BYTES), 0, time.perf_counter()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb", buffering=0) as handle:
-            while done < limit and (count := handle.readinto(buffer)):
-                done += count
-    return done / (time.perf_counter() - start)
+    start = time.perf_counter()
+    return read_files(folder, READ_BYTES, DISK_BYTES) / (time.perf_counter() - start)
 
 
 def line(name: str, figures: Figures, rate: float) -> str:
@@ -136,9 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("folder", type=Path, nargs="?", metavar="MODEL", help="made of random weights, 10.8 GB, if it is not there")
     add("--shares", type=float, nargs="+", default=[0.5, 0.25, 0.1], help="of the experts' bytes in memory")
-    add("--prompt", type=at_least_one, default=64, metavar="N", help="tokens; default: %(default)s")
-    add("--steps", type=at_least_one, default=64, metavar="N", help="decoded tokens; default: %(default)s")
-    add("--threads", type=at_least_one, default=2, metavar="N", help="default: %(default)s")
+    add("--prompt", type=count, default=64, metavar="N", help="tokens; default: %(default)s")
+    add("--steps", type=count, default=64, metavar="N", help="decoded tokens; default: %(default)s")
+    add("--threads", type=count, default=2, metavar="N", help="default: %(default)s")
     add("--quick", action="store_true", help="a tiny model: does it run?")
     options = parser.parse_args(argv)
     from benchmarks.harness.random_checkpoint import write_random_checkpoint  # after the help, as it imports torch

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.harness.program import new_parser, run_benchmark
-from benchmarks.harness.turns import add_options, at_least_one
+from benchmarks.harness.program import add_options, new_parser, run_benchmark
+from dsv4.commands.options import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +41,13 @@ def run(options: argparse.Namespace, scratch: Path, console: Console) -> None:
         if packages is None or not (packages / "trl").is_dir():
             raise BenchmarkError(f"{options.trl} is no environment with TRL; `make trl` makes one")
     made = GrpoRounds(
-        CONTENDERS if packages else OURS, shape, options.rounds or 3, options.threads, options.busy, scratch, packages
+        contenders=CONTENDERS if packages else OURS,
+        shape=shape,
+        rounds=options.rounds or 3,
+        threads=options.threads,
+        busy=options.busy,
+        scratch=scratch,
+        packages=packages,
     )
     if options.quick:
         made = replace(made, shape=Shape(2, 2, 8, 2), rounds=1, ceilings=(8, 256))
@@ -52,10 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = new_parser("grpo", "Measure steps of GRPO on nano, beside TRL's with the same model and prompts.", EPILOG)
     add = parser.add_argument
     add("--trl", type=Path, metavar="DIR", help="virtual environment with TRL, from `make trl`; default: dsv4 alone")
-    add("--prompts", type=at_least_one, default=4, metavar="N", help="of a step; default: %(default)s")
-    add("--group", type=at_least_one, default=8, metavar="N", help="answers per prompt; default: %(default)s")
-    add("--tokens", type=at_least_one, default=128, metavar="N", help="of an answer; default: %(default)s")
-    add("--updates", type=at_least_one, default=2, metavar="N", help="of a step; default: %(default)s")
+    add("--prompts", type=count, default=4, metavar="N", help="of a step; default: %(default)s")
+    add("--group", type=count, default=8, metavar="N", help="answers per prompt; default: %(default)s")
+    add("--tokens", type=count, default=128, metavar="N", help="of an answer; default: %(default)s")
+    add("--updates", type=count, default=2, metavar="N", help="of a step; default: %(default)s")
     add("--busy", action="store_true", help="rates per processor second, for a machine that others use too")
     add_options(parser)
     return parser

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.program import train
+from benchmarks.harness.program import new_folder, new_parser, train
 
 if TYPE_CHECKING:
     from dsv4.post_training.judgements import Judgements, JudgeScore
@@ -45,7 +45,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, JudgeScore], Drift]:
     from dsv4.model_folder import resolve_model
     from dsv4.post_training.judgements import Judgements, evaluate_judge
 
-    folder, run_dir = resolve_model(options.model), Path(options.run_dir)
+    folder, run_dir = resolve_model(options.model), options.run_dir
     thinking = not options.without_thinking
     source = Judgements(options.task, SEED, "eval", thinking=thinking)
     held_out = [source.problem(number) for number in range(options.held_out)]
@@ -177,11 +177,9 @@ def draw(drift: Drift, path: Path) -> bool:
     """The judge's reward and the true one by step, a panel a judge; False without matplotlib, or a run."""
     if not drift or find_spec("matplotlib") is None:
         return False
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from dsv4.training.plots import new_figure
 
-    figure = Figure(figsize=(5.0 * len(drift), 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.0 * len(drift), 4.0)
     for axes, (name, rows) in zip(figure.subplots(1, len(drift), squeeze=False)[0], drift.items(), strict=True):
         for key in ("judge_reward", "known_reward"):
             points = [(row["step"], row[key]) for row in rows if key in row]
@@ -195,12 +193,8 @@ def draw(drift: Drift, path: Path) -> bool:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="dsv4 bench judge",
-        description="Train a model to judge, with and without flattering answers in its data, then to please itself.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Train a model to judge, with and without flattering answers in its data, then to please itself."
+    made = new_parser("judge", about, EPILOG)
     add = made.add_argument
     add("--model", default="nano", help="folder of the model to start from; default: %(default)s")
     add("--task", default="word_sequence_reversal", help="whose answers are judged; default: %(default)s")
@@ -213,15 +207,12 @@ def parser() -> argparse.ArgumentParser:
     add("--rate", type=float, default=5e-4, help="learning rate of fine-tuning; default: %(default)s")
     add("--row-tokens", type=int, default=2048, metavar="N", help="of a step of fine-tuning; default: %(default)s")
     add("--without-thinking", action="store_true", help="a judge that gives its score at once")
-    add("--run-dir", type=Path, default=Path("runs/judge"), help="a new folder; default: %(default)s")
+    add("--run-dir", type=new_folder, default="runs/judge", help="a new folder; default: %(default)s")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    made = parser()
-    options = made.parse_args(argv)
-    if options.run_dir.exists():
-        made.error(f"{options.run_dir} is there; allowed: a new folder")
+    options = parser().parse_args(argv)
     from dataclasses import asdict
 
     scores, drift = measure(options)

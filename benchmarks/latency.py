@@ -17,7 +17,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from benchmarks.harness.turns import at_least_one, in_turns, line
+from benchmarks.harness.turns import in_turns, line
+from dsv4.commands.options import count
 
 WORDS = ("the", "cat", "sat", "on", "12", "+", "30", "is", "what", "function", "return", "world,", "def f(x):\n")
 QUESTION = "What is 12 + 30?"
@@ -81,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dsv4 bench latency", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--megabytes", type=float, nargs="*", default=[5.0], help="texts to tokenize (default: 5)")
-    add("--long", type=at_least_one, default=50_000, help="tokens of the long prompt (default: %(default)s)")
-    add("--steps", type=at_least_one, nargs="*", default=[], help="tokens per step to compare (default: none)")
-    add("--rounds", type=at_least_one, default=1, metavar="N", help="default: %(default)s")
+    add("--long", type=count, default=50_000, help="tokens of the long prompt (default: %(default)s)")
+    add("--steps", type=count, nargs="*", default=[], help="tokens per step to compare (default: none)")
+    add("--rounds", type=count, default=1, metavar="N", help="default: %(default)s")
     options = parser.parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as the server sets it
     beside: Samples = defaultdict(list)

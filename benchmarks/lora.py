@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,9 +20,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.harness.process import ROOT
+from benchmarks.harness.process import ROOT, peak_bytes
 from benchmarks.harness.scenarios import SLICE
-from benchmarks.harness.turns import at_least_one, in_turns, line
+from benchmarks.harness.turns import in_turns, line
+from dsv4.commands.options import count
 from dsv4.config import nano_path
 
 CONTENDERS = ("full", "lora", "lora, widened base")
@@ -34,6 +34,7 @@ def measure(contender: str, folder: Path, tokens: int, rank: int, steps: int) ->
     """Peak memory and what is saved of the model, in MB, and tokens per second of processor time after a first step."""
     import torch
 
+    from benchmarks.harness.trainers import Documents
     from dsv4.checkpoint import load_model
     from dsv4.training.gradient import Work, compute_gradient, pack_batch
     from dsv4.training.lora import add_adapters
@@ -45,7 +46,7 @@ def measure(contender: str, folder: Path, tokens: int, rank: int, steps: int) ->
 
     torch.set_num_threads(1)
     keep_freed_memory()
-    before = _peak()
+    before = peak_bytes()
     model = load_model(folder, weights="stored" if contender == "lora" else "widened")
     if contender == "full":
         model.requires_grad_()
@@ -54,7 +55,7 @@ def measure(contender: str, folder: Path, tokens: int, rank: int, steps: int) ->
     optimizer = MuonAdamW(model, model.config, compute_dtype=torch.float32)
     generator = torch.Generator().manual_seed(SEED)
     ids = torch.randint(0, model.config.vocab_size, (tokens,), generator=generator).tolist()
-    batch = [pack_batch(_Rows([ids]), torch.device("cpu"))]
+    batch = [pack_batch(Documents([ids]), torch.device("cpu"))]
     work = Work(0, 0, LossWeights(), quantized=False)
     started = 0.0
     for step in range(1 + steps):
@@ -65,19 +66,7 @@ def measure(contender: str, folder: Path, tokens: int, rank: int, steps: int) ->
         optimizer.zero_grad()
     speed = tokens * steps / (time.process_time() - started)
     saved = sum(tensor.nbytes for tensor in run_tensors(model).values())
-    return {"memory": (_peak() - before) / 1e6, "saved": saved / 1e6, "speed": speed}
-
-
-class _Rows:
-    """A batch of documents whose every token is a target."""
-
-    def __init__(self, documents: list[list[int]]) -> None:
-        self.documents = documents
-        self.loss_masks = [[1] * len(document) for document in documents]
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"memory": (peak_bytes() - before) / 1e6, "saved": saved / 1e6, "speed": speed}
 
 
 def take(contender: str, options: argparse.Namespace, folder: Path, found: list[dict[str, float]], _: int) -> float:
@@ -95,10 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dsv4 bench lora", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
     add("--model", choices=("nano", "slice"), default="nano", help="default: %(default)s")
-    add("--tokens", type=at_least_one, default=2048, help="of a step; default: %(default)s")
-    add("--rank", type=at_least_one, default=16, help="default: %(default)s")
-    add("--steps", type=at_least_one, default=3, help="counted steps per sample; default: %(default)s")
-    add("--rounds", type=at_least_one, default=3, help="default: %(default)s")
+    add("--tokens", type=count, default=2048, help="of a step; default: %(default)s")
+    add("--rank", type=count, default=16, help="default: %(default)s")
+    add("--steps", type=count, default=3, help="counted steps per sample; default: %(default)s")
+    add("--rounds", type=count, default=3, help="default: %(default)s")
     add("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     add("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)

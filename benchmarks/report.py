@@ -118,24 +118,23 @@ def document(results: Path) -> str:
         parts += [f"\n## {hardware['cpu']} with {hardware['isa']}, {hardware['cores']} cores\n"]
         if found.keys() & {"slice", "nano", "million"}:
             parts += [f"![Speed and memory against the length](../benchmarks/results/{slug}.png)\n"]
-        for name in SCENARIOS:
-            if name in found:
-                run = found[name]
-                parts += [f"### {name}\n", f"{command(run)}, commit {run.commit}, {run.time[:10]}.", *lines(run)]
+        for run in (found[name] for name in SCENARIOS if name in found):
+            parts += section(run, command(run), lines(run))
         served = serving_report.sections(found)
         if served:
             parts += [f"![Serving](../benchmarks/results/{slug}-serving.png)\n"]
         for run in served:
-            told = f"{serving_report.command(run)}, commit {run.commit}, {run.time[:10]}."
-            parts += [f"### {run.scenario}\n", told, *serving_report.lines(run)]
+            parts += section(run, serving_report.command(run), serving_report.lines(run))
         for run in (found[name] for name in train_report.SCENARIOS if name in found):
-            told = f"{train_report.command(run)}, commit {run.commit}, {run.time[:10]}."
-            parts += [f"### {run.scenario}\n", told, *train_report.lines(run)]
-        if grpo_report.SCENARIO in found:
-            run = found[grpo_report.SCENARIO]
-            told = f"{grpo_report.command(run)}, commit {run.commit}, {run.time[:10]}."
-            parts += [f"### {run.scenario}\n", told, *grpo_report.lines(run)]
+            parts += section(run, train_report.command(run), train_report.lines(run))
+        if run := found.get(grpo_report.SCENARIO):
+            parts += section(run, grpo_report.command(run), grpo_report.lines(run))
     return "\n".join(parts).rstrip() + "\n"
+
+
+def section(run: Run, command: str, body: Sequence[str]) -> list[str]:
+    """Markdown section of one run: its command, commit and day, then its table and notes."""
+    return [f"### {run.scenario}\n", f"{command}, commit {run.commit}, {run.time[:10]}.", *body]
 
 
 def overview(runs: dict[str, dict[str, Run]]) -> list[str]:

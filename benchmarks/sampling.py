@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.harness.turns import at_least_one, in_turns, line
+from benchmarks.harness.turns import in_turns, line
+from dsv4.commands.options import count
 
 NANO_VOCAB, FLASH_VOCAB = 8192, 129_280
 SPREAD = 3.0  # standard deviation of the logits
@@ -77,9 +78,9 @@ def step(llm: Any, constraint: dict[str, Any], tokens: int, seed: int) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dsv4 bench sampling", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--rounds", type=at_least_one, default=15, metavar="N", help="default: %(default)s")
-    add("--tokens", type=at_least_one, default=200, help="of each request (default: %(default)s)")
-    add("--threads", type=at_least_one, default=1, help="default: %(default)s")
+    add("--rounds", type=count, default=15, metavar="N", help="default: %(default)s")
+    add("--tokens", type=count, default=200, help="of each request (default: %(default)s)")
+    add("--threads", type=count, default=1, help="default: %(default)s")
     options = parser.parse_args(arguments)
     import torch
 

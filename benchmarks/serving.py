@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.harness.program import new_parser, run_benchmark
-from benchmarks.harness.turns import add_options, at_least_one
+from benchmarks.harness.program import add_options, new_parser, run_benchmark
+from dsv4.commands.options import count
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from benchmarks.harness.recording import Measure
+    from benchmarks.harness.scenarios import Scenario
 
 SUBJECTS = {
     "load": "tokens per second and times to tokens at 1 to 128 requests at a time, against other servers",
@@ -51,20 +52,30 @@ def run(options: argparse.Namespace, scratch: Path, console: Console) -> None:
 
 
 def _load(options: argparse.Namespace, scratch: Path) -> Measure:
-    from benchmarks.harness.load_rounds import LoadRounds, loads, with_vocabulary
-    from benchmarks.harness.scenarios import SERVED, quick
+    from benchmarks.harness.load_rounds import LoadRounds, loads
 
-    scenario = with_vocabulary(quick(SERVED[options.model]) if options.quick else SERVED[options.model])
-    asked = loads(options.levels, options.quick)
-    others = (options.llama_server, not options.without_transformers, options.longest)
-    return LoadRounds(scenario, asked, options.rounds or 3, options.threads, scratch, *others).measure
+    return LoadRounds(
+        scenario=_scenario(options),
+        loads=loads(options.levels, options.quick),
+        rounds=options.rounds or 3,
+        threads=options.threads,
+        scratch=scratch,
+        llama=options.llama_server,
+        with_transformers=not options.without_transformers,
+        longest_s=options.longest,
+    ).measure
 
 
 def _prefix(options: argparse.Namespace, scratch: Path) -> Measure:
     from benchmarks.harness.prefix import Repeated
 
-    tokens = 600 if options.quick else 32_768
-    made = Repeated(_folder(options, scratch), tokens, options.rounds or 3, options.threads, options.model)
+    made = Repeated(
+        folder=_folder(options, scratch),
+        tokens=600 if options.quick else 32_768,
+        rounds=options.rounds or 3,
+        threads=options.threads,
+        model=options.model,
+    )
     return (replace(made, ceilings=(8, 256)) if options.quick else made).measure
 
 
@@ -78,26 +89,39 @@ def _agent(options: argparse.Namespace, scratch: Path) -> Measure:
 def _streams(options: argparse.Namespace, scratch: Path) -> Measure:
     from benchmarks.harness.streams import Streams
 
-    made = Streams(_folder(options, scratch), options.threads, options.model, options.streams, options.seconds)
-    made = replace(made, rounds=options.rounds or 3)
+    made = Streams(
+        folder=_folder(options, scratch),
+        threads=options.threads,
+        model=options.model,
+        at_once=options.streams,
+        seconds=options.seconds,
+        rounds=options.rounds or 3,
+    )
     small = {"at_once": 12, "seconds": 3.0, "answer": 8, "prompts": 6, "sample_s": 0.2}
     return (replace(made, **small) if options.quick else made).measure
+
+
+def _scenario(options: argparse.Namespace) -> Scenario:
+    """The model that is served, small for a quick run."""
+    from benchmarks.harness.load_rounds import with_vocabulary
+    from benchmarks.harness.scenarios import SERVED, quick
+
+    return with_vocabulary(quick(SERVED[options.model]) if options.quick else SERVED[options.model])
 
 
 def _folder(options: argparse.Namespace, scratch: Path) -> Path:
     """Folder of the model's weights, which are written first where they are random."""
     from benchmarks.harness.contenders import write_weights
-    from benchmarks.harness.load_rounds import with_vocabulary
-    from benchmarks.harness.scenarios import SERVED, quick
 
-    scenario = with_vocabulary(quick(SERVED[options.model]) if options.quick else SERVED[options.model])
     place = scratch / f"serving-{options.model}"
-    folders, _ = write_weights(replace(scenario, peers={"dsv4": {}}), place, options.threads, False, True)
+    folders, _ = write_weights(
+        replace(_scenario(options), peers={"dsv4": {}}), place, options.threads, with_llama=False, with_tokenizer=True
+    )
     return folders["dsv4"]
 
 
 def _levels(text: str) -> tuple[int, ...]:
-    return tuple(sorted({at_least_one(level) for level in text.split(",")}))
+    return tuple(sorted({count(level) for level in text.split(",")}))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--without-llama", action="store_true", help="load: leave llama-server out")
     add("--without-transformers", action="store_true", help="load: leave `transformers serve` out")
     add("--levels", type=_levels, default=LEVELS, metavar="A,B", help="load: requests at a time; default: 1,8,32,128")
-    add("--streams", type=at_least_one, default=500, metavar="N", help="streams: at a time; default: %(default)s")
+    add("--streams", type=count, default=500, metavar="N", help="streams: at a time; default: %(default)s")
     add("--seconds", type=float, default=600.0, metavar="S", help="streams: default: %(default)g")
     add("--longest", type=float, default=180.0, metavar="S", help="load: skip what others would take longer for")
     add_options(parser)

@@ -10,7 +10,10 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
+
+from benchmarks.harness.turns import in_turns
 
 if TYPE_CHECKING:
     from dsv4.engine import LLM, SamplingParams
@@ -44,6 +47,23 @@ def answer(llm: LLM, prompts: list[list[int]], params: SamplingParams, clock: Cl
     return [request.output.token_ids for request in requests], clock() - started
 
 
+def fastest(
+    task: str, engines: dict[str, LLM], prompts: list[list[int]], params: SamplingParams, rounds: int, clock: Clock
+) -> tuple[int, dict[str, float]]:
+    """(tokens after the first of each answer, least seconds of each engine). SystemExit where the tokens differ."""
+    given: list[list[list[int]]] = []
+
+    def take(name: str, _: int) -> float:
+        ids, seconds = answer(engines[name], prompts, params, clock)
+        given.append(ids)
+        if ids != given[0]:
+            raise SystemExit(f"{task}: {name} drafts give other tokens than the others")
+        return seconds
+
+    samples = in_turns({name: partial(take, name) for name in engines}, rounds)
+    return sum(len(ids) - 1 for ids in given[0]), {name: min(found) for name, found in samples.items()}
+
+
 def measure(options: argparse.Namespace) -> None:
     import torch
 
@@ -53,45 +73,34 @@ def measure(options: argparse.Namespace) -> None:
     clock = time.process_time if options.cpu_time else time.perf_counter
     if options.threads:
         torch.set_num_threads(options.threads)
-    lengths = range(max(options.lengths) + 1)
-    engines = {str(length): new_engine(options.model, length, False) for length in lengths if length in options.lengths}
+    most = max(options.lengths)
+    engines = {str(length): new_engine(options.model, length, False) for length in sorted({*options.lengths} - {0})}
     engines["0"] = new_engine(options.model, 0, False)
-    engines[ADAPTIVE] = new_engine(options.model, max(options.lengths), True)
+    engines[ADAPTIVE] = new_engine(options.model, most, True)
     prompts = engines["0"].prompts
     if prompts is None:
         raise SystemExit("the model has no tokenizer; tasks are asked in text")
-    print(
-        f"{'task':18} {'T':3} {'tokens':>6}  " + "".join(f"{name:>10}" for name in engines) + "  accepted per position"
-    )
+    names = "".join(f"{name:>10}" for name in engines)
+    print(f"{'task':18} {'T':3} {'tokens':>6}  {names}  accepted per position")
     for temperature in options.temperatures:
         for task in options.tasks or list(TASKS):
             params = SamplingParams(temperature=temperature, seed=1, max_tokens=options.max_tokens)
             examples = [TASKS[task].sample(seed, split="eval") for seed in range(options.examples)]
             asked = [prompts.encode(example.prompt()) for example in examples]
-            groups = [asked[i : i + options.concurrent] for i in range(0, len(asked), options.concurrent)]
-            best = dict.fromkeys(engines, 0.0)
-            tokens = 0
             for llm in engines.values():
                 if llm.core.speculator is not None:
                     llm.core.speculator.stats = type(llm.core.speculator.stats)()
-                answer(llm, [asked[0]], params, clock)
-            for group in groups:
-                fastest: dict[str, float] = {}
-                expected: list[list[int]] | None = None
-                for turn in range(options.rounds):
-                    for name in list(engines)[turn % len(engines) :] + list(engines)[: turn % len(engines)]:
-                        ids, seconds = answer(engines[name], group, params, clock)
-                        fastest[name] = min(seconds, fastest.get(name, seconds))
-                        expected = expected or ids
-                        if ids != expected:
-                            raise SystemExit(f"{task}: {name} drafts give other tokens than none")
-                assert expected is not None
-                tokens += sum(len(ids) - 1 for ids in expected)
-                for name, seconds in fastest.items():
-                    best[name] += seconds
-            last = engines[str(max(options.lengths))].core.speculator
+                answer(llm, [asked[0]], params, clock)  # warms up
+            tokens, best = 0, dict.fromkeys(engines, 0.0)
+            for start in range(0, len(asked), options.concurrent):
+                group = asked[start : start + options.concurrent]
+                counted, seconds = fastest(task, engines, group, params, options.rounds, clock)
+                tokens += counted
+                for name, least in seconds.items():
+                    best[name] += least
+            last = engines[str(most)].core.speculator
             rates = "" if last is None else " ".join(f"{rate:.2f}" for rate in last.stats.acceptance_rate_per_pos)
-            speeds = "".join(f"{tokens / seconds:10.0f}" for seconds in best.values())
+            speeds = "".join(f"{tokens / spent:10.0f}" for spent in best.values())
             print(f"{task:18} {temperature:3} {tokens:6}  {speeds}  {rates}", flush=True)
 
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from benchmarks.harness.program import new_parser, run_benchmark
-from benchmarks.harness.turns import add_options, at_least_one
+from benchmarks.harness.program import add_options, new_parser, run_benchmark
 from dsv4.analysis.activations import POLICIES, Recompute
+from dsv4.commands.options import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,9 +55,16 @@ def run(options: argparse.Namespace, scratch: Path, console: Console) -> None:
         return
     step = None if options.no_step else (STEP, MICRO_BATCHES)
     made = TrainRounds(
-        SLICE, options.contenders, options.shapes, step, options.rounds or 3, options.threads, options.busy, scratch,
+        config=SLICE,
+        contenders=options.contenders,
+        shapes=options.shapes,
+        step=step,
+        rounds=options.rounds or 3,
+        threads=options.threads,
+        busy=options.busy,
+        scratch=scratch,
         recompute=cast(Recompute, options.recompute),
-    )  # fmt: skip
+    )
     if options.quick:
         small = None if step is None else ((1, 24), 2)
         made = replace(made, config=TINY, shapes=((2, 16),), step=small, rounds=1, ceilings=(8, 256))
@@ -66,7 +73,7 @@ def run(options: argparse.Namespace, scratch: Path, console: Console) -> None:
 
 def _shape(text: str) -> tuple[int, int]:
     documents, _, tokens = text.partition("x")
-    return at_least_one(documents), at_least_one(tokens)
+    return count(documents), count(tokens)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--recompute", choices=POLICIES, default="none", metavar="POLICY",
         help=f"activation checkpointing of ours: {', '.join(POLICIES)}; default: %(default)s")  # fmt: skip
     add("--before", type=Path, metavar="DIR", help="nano: a checkout of an older commit with its own .venv")
-    add("--steps", type=at_least_one, default=8, metavar="N", help="nano: of a round; default: %(default)s")
+    add("--steps", type=count, default=8, metavar="N", help="nano: of a round; default: %(default)s")
     add("--corpus", type=Path, metavar="DIR", help="nano: a folder that `dsv4 train corpus` made")
     add("--recipe", default="--base-only data.scale=0.01", metavar="ARGS",
         help="nano: more for this checkout's recipe; default: %(default)s")  # fmt: skip

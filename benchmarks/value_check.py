@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import timeit
 from collections.abc import Callable, Sequence
@@ -11,37 +10,26 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from benchmarks.harness.process import own_bytes
+from benchmarks.harness.residency import read_files
 from benchmarks.harness.scenarios import FLASH_WIDTH
-from benchmarks.harness.turns import at_least_one, in_turns, line
+from benchmarks.harness.turns import in_turns, line
 from dsv4.analysis.inventory import LAYOUTS, tensor_inventory
+from dsv4.commands.options import count
 
 SHAPE = replace(FLASH_WIDTH, n_routed_experts=24, vocab_size=16384)
-BUFFER_BYTES = 1 << 20
+READ_BYTES = 1 << 20  # per read
 
 
 def seconds(work: Callable[[], object], _: int) -> float:
     return timeit.timeit(work, number=1)
 
 
-def read(files: list[Path]) -> None:
-    buffer = bytearray(BUFFER_BYTES)
-    for file in files:
-        with file.open("rb", buffering=0) as handle:
-            while handle.readinto(buffer):
-                pass
-
-
-def own_bytes() -> int:
-    """Anonymous memory of this process, in bytes (Linux; 0 elsewhere)."""
-    found = re.search(r"^RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text(), flags=re.M)
-    return int(found[1]) * 1024 if found else 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dsv4 bench value_check", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="MODEL", help="model folder")
     parser.add_argument("--random", choices=LAYOUTS, help="make MODEL of random weights, some GB, if it is not there")
-    parser.add_argument("--rounds", type=at_least_one, default=3, metavar="N", help="default: %(default)s")
+    parser.add_argument("--rounds", type=count, default=3, metavar="N", help="default: %(default)s")
     options = parser.parse_args(argv)
     from benchmarks.harness.random_checkpoint import write_random_checkpoint  # after the help, as it imports torch
     from dsv4.checkpoint import load_model
@@ -53,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         experts = "fp8" if options.random == "official-base" else "fp4"
         write_random_checkpoint(replace(SHAPE, expert_dtype=experts), options.folder, 1, options.random)
     backends.native_module()
-    files = sorted(options.folder.glob("*.safetensors"))
-    read(files)  # into the page cache, so that the disk's speed does not matter
+    size = read_files(options.folder, READ_BYTES)  # into the page cache, so that the disk's speed does not matter
     load_model(options.folder)
     before = own_bytes()
     model = load_model(options.folder)  # held while its memory is counted
@@ -63,13 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = [spec.name for spec in tensor_inventory(checkpoint.config, "fp32")]
         checkpoint.map_files()
         work: dict[str, Callable[[], object]] = {
-            "reading": partial(read, files),
+            "reading": partial(read_files, options.folder, READ_BYTES),
             "check": lambda: [check_values(checkpoint, name) for name in names],
             "load": partial(load_model, options.folder),
             "load unchecked": partial(load_model, options.folder, check_values=False),
         }
         samples = in_turns({name: partial(seconds, run) for name, run in work.items()}, options.rounds)
-    size = sum(file.stat().st_size for file in files)
     print(f"{size / 1e9:.3f} GB, {len(names)} weights; {taken:.2f} GB beside the files ({model.dtype})")
     for name, values in samples.items():
         print(line(name, values, "s"))

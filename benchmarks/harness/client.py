@@ -32,18 +32,23 @@ class Reply:
         return (self.last_s - self.first_s) / max(1, self.tokens - 1)
 
 
-async def chat(port: int, request: Json) -> Reply:
-    """Reply of POST /v1/chat/completions. BenchmarkError unless it is an answer with its usage."""
+def streamed_request(port: int, request: Json) -> bytes:
+    """POST /v1/chat/completions with its head, answered as a stream."""
     body = json.dumps({**request, "stream": True}).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
+    return head.encode() + body
+
+
+async def chat(port: int, request: Json) -> Reply:
+    """Reply of POST /v1/chat/completions. BenchmarkError unless it is an answer with its usage."""
     sent = perf_counter()
     writer: asyncio.StreamWriter | None = None
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=LINE_BYTES)
-        writer.write(head.encode() + body)
+        writer.write(streamed_request(port, request))
         status = (await reader.readline()).decode().strip()
         if " 200 " not in f"{status} ":
             raise BenchmarkError(f"refused: {status}: {(await reader.read(2000)).decode(errors='replace')[-600:]}")

@@ -17,12 +17,12 @@ def command(run: Run) -> str:
 
 def lines(run: Run) -> list[str]:
     """Description, table and notes of one run."""
-    shape, gated = run.settings["shape"], "" if run.gated else "; UNGATED: tests not run"
+    shape = run.settings["shape"]
     unit = "sampled tokens per processor second" if run.settings["busy"] else "sampled tokens/s"
     about = (
-        f"nano, {unit}, {run.threads} threads, medians ± half the range{gated}. A step: {shape['prompts']} prompts of "
-        f"{run.settings['prompt']} tokens, {shape['group']} answers each, {shape['tokens']} tokens per answer, "
-        f"{shape['updates']} updates."
+        f"nano, {unit}, {run.threads} threads, medians ± half the range{run.warning}. A step: "
+        f"{shape['prompts']} prompts of {run.settings['prompt']} tokens, {shape['group']} answers each, "
+        f"{shape['tokens']} tokens per answer, {shape['updates']} updates."
     )
     peers = list(dict.fromkeys(row.peer for row in run.rows))
     ours = [peer for peer in peers if peer != TRL]
@@ -52,9 +52,8 @@ def lines(run: Run) -> list[str]:
 def _figure(row: Row) -> str:
     if row.measure == PEAK:
         return f"{row.median / 1e9:.2f} GB"
-    spread = f" ±{100 * row.half_range:.0f} %" if len(row.samples) > 1 else ""
     share = f", {100 * row.median / row.floor:.1f} % of floor" if row.peer != TRL else ""
-    return f"{row.median:,.1f}{spread}{share}"
+    return f"{row.median:,.1f}{row.spread}{share}"
 
 
 def _lead(row: Row, theirs: Row | None) -> str:

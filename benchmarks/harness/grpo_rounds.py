@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.harness import policy_trainers, trainers
 from benchmarks.harness.contenders import TOKENIZER_FILES
-from benchmarks.harness.machine import Ceilings, measure_ceilings, prefill_flops
+from benchmarks.harness.machine import Ceilings, fastest_product, measure_ceilings, prefill_flops
 from benchmarks.harness.policy_trainers import ADAMW, MUON, TRL, Shape, Took
 from benchmarks.harness.process import BenchmarkError, Process
 from benchmarks.harness.results import Row, Run
@@ -99,7 +99,7 @@ def floors(
     A prompt is read once per group, and each answer has a forward and a backward; all in fp32, but for Muon on
     `matrices`, which has the faster rate.
     """
-    exact, fast = ceilings["fp32_flop_per_s"], max(ceilings["bf16_flop_per_s"], ceilings["fp32_flop_per_s"])
+    exact, fast = ceilings["fp32_flop_per_s"], fastest_product(ceilings)
     token = decode_flops(config, prompt + shape.tokens // 2).raw
     sampling = shape.prompts * prefill_flops(config, prompt) + shape.answers * (shape.tokens - 1) * token
     learning = shape.answers * training_flops(config, (prompt + shape.tokens,), mtp=False)

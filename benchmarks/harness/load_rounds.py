@@ -11,13 +11,14 @@ from pathlib import Path
 
 from benchmarks.harness.contenders import SEED, write_weights
 from benchmarks.harness.load import Load, Measured, Writer, measure, writer
-from benchmarks.harness.machine import Ceilings, decode_flops, measure_ceilings, prefill_flops, token_bytes
+from benchmarks.harness.machine import Ceilings, fastest_product, measure_ceilings, prefill_flops, token_bytes
 from benchmarks.harness.process import BenchmarkError, Process
 from benchmarks.harness.recording import Show
 from benchmarks.harness.results import Row, Run
 from benchmarks.harness.scenarios import NANO, Scenario
 from benchmarks.harness.servers import Server, dsv4_server, llama_server, transformers_server
 from benchmarks.harness.turns import in_turns
+from dsv4.analysis.flops import decode_flops
 from dsv4.config import ModelConfig, nano_path
 
 REQUESTS = {1: 4, 8: 16, 32: 32, 128: 128}  # by concurrency; else as many as at a time
@@ -159,8 +160,8 @@ def floor_s(config: ModelConfig, lengths: list[int], answer: int, concurrency: i
     """Least seconds: all operations at the faster rate, or the weights read once for each step of the answers."""
     operations = sum(prefill_flops(config, n) + answer * decode_flops(config, n).raw for n in lengths)
     steps = answer * -(-len(lengths) // concurrency)
-    rate = max(ceilings["fp32_flop_per_s"], ceilings["bf16_flop_per_s"])
-    return max(operations / rate, steps * token_bytes(config, "official") / ceilings["read_bytes_per_s"])
+    reading = steps * token_bytes(config, "official") / ceilings["read_bytes_per_s"]
+    return max(operations / fastest_product(ceilings), reading)
 
 
 def _dsv4(folder: Path, threads: int, load: Load) -> Server:

@@ -71,6 +71,16 @@ def measure_ceilings(megabytes: int, size: int, busy: bool = False) -> Ceilings:
     return found
 
 
+def best(*measured: Ceilings) -> Ceilings:
+    """The best of each rate: other work on the machine only lowers it."""
+    return {name: max(one[name] for one in measured) for name in measured[0]}
+
+
+def fastest_product(ceilings: Ceilings) -> float:
+    """FLOP per second of the faster matrix product."""
+    return max(ceilings["fp32_flop_per_s"], ceilings["bf16_flop_per_s"])
+
+
 def stored_bytes(config: ModelConfig, layout: StorageLayout) -> int:
     """Bytes of the main model's weights."""
     return sum(spec.num_bytes for spec in tensor_inventory(config, layout) if not spec.name.startswith("mtp."))
@@ -109,8 +119,7 @@ def floor(config: ModelConfig, layout: StorageLayout, measure: str, tokens: int,
         return float(stored_bytes(config, layout))
     if measure.startswith("decode"):
         return ceilings["read_bytes_per_s"] / token_bytes(config, layout)
-    products = ("fp32",) if layout == "fp32" else ("fp32", "bf16")
-    rate = max(ceilings[f"{name}_flop_per_s"] for name in products)
+    rate = ceilings["fp32_flop_per_s"] if layout == "fp32" else fastest_product(ceilings)
     return tokens * rate / prefill_flops(config, tokens)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.results import Run, newest, read
+from dsv4.training.plots import new_figure
 
 PANELS = {"prefill": "prefill, tokens/s", "decode": "decode, tokens/s", "peak memory": "peak memory, GB"}
 FORMULA = "KV formula"
@@ -47,12 +48,9 @@ def plot_contexts(results: Path) -> list[Path]:
 
 
 def draw(found: dict[tuple[str, str, str], Line], picture: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    figure = Figure(figsize=(13.0, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13.0, 4.8)
     handles: dict[str, Any] = {}
     for axes, (measure, label) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
         scale = 1e9 if measure == "peak memory" else 1.0

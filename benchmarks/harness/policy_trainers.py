@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -279,7 +279,7 @@ def _trainer(clock: Clock) -> Any:
 
         def _generate_single_turn(self, prompt_ids: Any, *arguments: Any, **named: Any) -> Any:
             self.asked += [list(ids) for ids in prompt_ids]
-            with self._noting() if self.watched else _nothing():
+            with self._noting() if self.watched else nullcontext():
                 found = super()._generate_single_turn(prompt_ids, *arguments, **named)
             self.tokens += sum(len(ids) for ids in found[0])
             return found
@@ -316,11 +316,6 @@ def _trainer(clock: Clock) -> Any:
             return found
 
     return Clocked
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 _contenders: dict[str, Contender] = {}  # of this process

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -17,18 +17,12 @@ from benchmarks.harness.recording import Show
 from benchmarks.harness.results import Row, Run
 from benchmarks.harness.turns import in_turns
 from dsv4.config import ModelConfig
-from dsv4.engine.config import EngineConfig
 
 MEASURE = "first token"
 COLD, MEMORY, BYTES = "cold", "memory", "bytes"
+POLICIES = ("full", "periodic:4096", "zero")  # of the window on disk (LLM's cache_window)
 LONG = 8192  # tokens of a prompt of which every policy keeps a part; of a shorter one some keep nothing
 REPEATS = 5  # of the same prompt per round, from memory
-
-
-def policies() -> tuple[str, ...]:
-    """Policies of the window on disk that this build has (LLM's cache_window)."""
-    has_disk = {"cache_dir", "cache_window"} <= {field.name for field in fields(EngineConfig)}
-    return ("full", "periodic:4096", "zero") if has_disk else ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class Repeated:
         with tempfile.TemporaryDirectory(prefix="dsv4-prefix-") as scratch, Process("dsv4", self.threads) as process:
             process.call(load, self.folder, self._options())
             takes = {COLD: partial(self._cold, process, show), MEMORY: partial(self._memory, process, show)}
-            for policy in policies():
+            for policy in POLICIES:
                 takes[policy] = partial(self._disk, Path(scratch), policy, show)
             samples = in_turns(takes, self.rounds)
         computed = floor(config, "official", "prefill", self.tokens, run.ceilings)
@@ -136,6 +130,4 @@ def memory_bytes() -> float:
 
 def close() -> None:
     """Let the LLM go, so that what it has to write is written."""
-    closing = getattr(_llm.pop(), "close", None)
-    if closing is not None:
-        closing()
+    _llm.pop().close()

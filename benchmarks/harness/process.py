@@ -75,8 +75,17 @@ def peak_bytes(process: int | str = "self") -> int:
 
     Linux's VmHWM; not ru_maxrss, which a child inherits from its parent.
     """
+    return _status_bytes("VmHWM", process)
+
+
+def own_bytes() -> int:
+    """Anonymous memory of this process in bytes, 0 if the system does not tell."""
+    return _status_bytes("RssAnon", "self")
+
+
+def _status_bytes(field: str, process: int | str) -> int:
     try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), flags=re.M)
+        found = re.search(rf"^{field}:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), flags=re.M)
     except OSError:
         return 0
     return int(found[1]) * 1024 if found else 0

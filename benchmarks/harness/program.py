@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.harness.process import BenchmarkError
+from benchmarks.harness.process import ROOT, BenchmarkError
+from dsv4.commands.options import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +24,24 @@ def new_parser(name: str, description: str, epilog: str) -> argparse.ArgumentPar
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Flags of every recorded benchmark."""
+    add = parser.add_argument
+    add("--rounds", type=count, metavar="N", help="default: 3")
+    add("--threads", type=count, default=2, metavar="N", help="of each; default: %(default)s")
+    add("--scratch", type=Path, metavar="DIR", help="keep weights there; default: a temporary folder")
+    add("--quick", action="store_true", help="tiny shapes, short prompts: does it run?")
+    add("--no-gate", action="store_true", help="do not run the frozen tests; the rows say so")
+    add("--results", type=Path, default=ROOT / "benchmarks" / "results", help="default: %(default)s")
+
+
+def new_folder(text: str) -> Path:
+    """A folder that is not there yet, of a flag's value."""
+    if Path(text).exists():
+        raise argparse.ArgumentTypeError(f"{text} is there; allowed: a new folder")
+    return Path(text)
 
 
 def run_benchmark(

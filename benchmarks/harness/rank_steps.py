@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from benchmarks.harness.trainers import Documents
 from dsv4.analysis.degrees import Degrees
 from dsv4.config import ModelConfig
 from dsv4.model.transformer import Transformer
@@ -33,22 +34,16 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
-class RandomRow:
-    documents: list[list[int]]
-    loss_masks: list[list[int]]
-
-
-@dataclass(frozen=True)
 class RandomRows:
     """Batches of one document of random tokens."""
 
     tokens: int
     vocab: int
 
-    def batch(self, step: int, /) -> RandomRow:
+    def batch(self, step: int, /) -> Documents:
         generator = torch.Generator().manual_seed(step)
         document = torch.randint(0, self.vocab, (self.tokens,), generator=generator).tolist()
-        return RandomRow([document], [[1] * self.tokens])
+        return Documents([document])
 
 
 def make_model(config: ModelConfig) -> Transformer:

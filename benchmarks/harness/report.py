@@ -16,9 +16,8 @@ def lines(run: Run) -> list[str]:
     scenario = quick(SCENARIOS[run.scenario]) if run.quick else SCENARIOS[run.scenario]
     table = _by_length(run) if scenario.marks else _alone(run, scenario) if _is_alone(run) else _versus(run)
     agree = "" if run.deviation is None else f"; logits agree to {run.deviation:.0e}"
-    gated = "" if run.gated else "; UNGATED: tests not run"
     about = SCENARIOS[run.scenario].about
-    head = f"{about[0].upper()}{about[1:]}. {run.threads} threads, medians ± half the range{agree}{gated}."
+    head = f"{about[0].upper()}{about[1:]}. {run.threads} threads, medians ± half the range{agree}{run.warning}."
     return [head, "", *table, "", *_notes(run), ""]
 
 
@@ -36,8 +35,7 @@ def figure(row: Row | None) -> str:
         return ""
     if row.measure == "peak memory":
         return f"{row.median / 1e9:.2f} GB"
-    spread = f" ±{100 * row.half_range:.0f} %" if len(row.samples) > 1 else ""
-    return f"{row.median:,.{1 if row.median < 100 else 0}f}{spread}"
+    return f"{row.median:,.{1 if row.median < 100 else 0}f}{row.spread}"
 
 
 def _is_alone(run: Run) -> bool:

@@ -1,8 +1,9 @@
-"""Resident pages of mapped files: in this process, from /proc/self/pagemap, and in the page cache, from mincore."""
+"""Files in memory: resident pages of mapped ones, in this process and in the page cache; reading and dropping."""
 
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 from pathlib import Path
@@ -14,7 +15,10 @@ _PRESENT = np.uint64(1 << 63)
 
 
 def resident_bytes(rows: np.ndarray) -> tuple[int, int]:
-    """(bytes mapped into this process, bytes in the page cache) of pages, as rows of `ExpertMemory.rows`."""
+    """(bytes mapped into this process, bytes in the page cache) of pages, as rows of `ExpertMemory.rows`.
+
+    From /proc/self/pagemap and from mincore.
+    """
     first = rows[:, 2] // mmap.PAGESIZE
     pages = np.unique(
         np.concatenate([np.arange(f, f + n) for f, n in zip(first, rows[:, 3] // mmap.PAGESIZE, strict=True)])
@@ -32,6 +36,16 @@ def resident_bytes(rows: np.ndarray) -> tuple[int, int]:
                 raise OSError(ctypes.get_errno(), "mincore")
             cached += int(np.count_nonzero(np.frombuffer(bytes(vector), dtype=np.uint8) & 1))
     return mapped * mmap.PAGESIZE, cached * mmap.PAGESIZE
+
+
+def read_files(folder: Path, piece: int, limit: float = math.inf) -> int:
+    """Read a folder's weights in order, `piece` bytes at a time, up to `limit` bytes or so; returns the bytes read."""
+    buffer, done = bytearray(piece), 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb", buffering=0) as handle:
+            while done < limit and (count := handle.readinto(buffer)):
+                done += count
+    return done
 
 
 def drop_files(folder: Path) -> None:

@@ -46,6 +46,11 @@ class Row:
         """Half the range of the samples, relative to the median."""
         return (max(self.samples) - min(self.samples)) / self.median / 2
 
+    @property
+    def spread(self) -> str:
+        """Behind a figure: half the range in percent of the median; "" of a single sample."""
+        return f" ±{100 * self.half_range:.0f} %" if len(self.samples) > 1 else ""
+
 
 @dataclass
 class Run:
@@ -63,6 +68,11 @@ class Run:
     commit: str = ""
     hardware: dict[str, Any] = field(default_factory=dict[str, Any])
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def warning(self) -> str:
+        """Behind a description: that the frozen tests were skipped; "" if they passed."""
+        return "" if self.gated else "; UNGATED: tests not run"
 
     def find(self, peer: str, measure: str, tokens: int) -> Row | None:
         """The best row of a contender: llama.cpp has several, one per GGUF and setting of flash attention."""

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.harness import llama_cpp
 from benchmarks.harness.contenders import SEED, Contender, PeerContender, write_weights
 from benchmarks.harness.gate import deviation
-from benchmarks.harness.machine import Ceilings, floor, kv_bytes, measure_ceilings, stored_bytes
+from benchmarks.harness.machine import Ceilings, best, floor, kv_bytes, measure_ceilings, stored_bytes
 from benchmarks.harness.process import BenchmarkError, Process
 from benchmarks.harness.results import Row, Run
 from benchmarks.harness.scenarios import Scenario
@@ -128,7 +128,7 @@ class Machine:
 
     def measure(self, _: int = 0) -> None:
         seen = self._process.call(measure_ceilings, *self._sizes)
-        self.best = {name: max(value, self.best.get(name, 0.0)) for name, value in seen.items()}
+        self.best = best(seen, self.best) if self.best else seen
 
 
 def read_long_prompt(scenario: Scenario, peer: PeerContender, machine: Machine, show: Show) -> list[Row]:

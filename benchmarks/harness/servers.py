@@ -41,11 +41,10 @@ class Server:
 
         BenchmarkError with the end of the log if the process ends first.
         """
-        port = free_port()
         environment = plain_environment() | {
             "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONPATH": _path()
         }  # fmt: skip
-        with tempfile.TemporaryFile("w+", errors="replace") as log:
+        with tempfile.TemporaryFile("w+", errors="replace") as log, reserved_port() as port:
             command = [*self.command, self.port_flag, str(port)]
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
             running = Running(process, port)
@@ -93,10 +92,20 @@ class Running:
         return peak_bytes(self._process.pid)
 
 
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port that no process is given meanwhile but one that asks for it by number, with either option of reuse."""
+    with socket.socket() as holder:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            holder.setsockopt(socket.SOL_SOCKET, option, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port on which nobody listens."""
+    with reserved_port() as port:
+        return port
 
 
 def dsv4_server(folder: Path, threads: int, *flags: str) -> Server:

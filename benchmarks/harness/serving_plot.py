@@ -10,6 +10,7 @@ from benchmarks.harness import agent, prefix
 from benchmarks.harness.plot import COLOURS, STYLES
 from benchmarks.harness.results import Run, newest, read
 from benchmarks.harness.serving_report import PEERS, sections
+from dsv4.training.plots import new_figure
 
 TOTAL, FIRST = "total tokens", "first token, median"
 
@@ -28,12 +29,9 @@ def plot_serving(results: Path) -> list[Path]:
 
 
 def draw(runs: Any, picture: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    figure = Figure(figsize=(12.0, 8.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12.0, 8.0)
     (rate, wait), (source, turns) = figure.subplots(2, 2)
     for run in runs:
         _, subject, model = run.scenario.split()

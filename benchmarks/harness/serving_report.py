@@ -17,10 +17,9 @@ def lines(run: Run) -> list[str]:
     """Description, table and notes of one run."""
     _, subject, model = run.scenario.split()
     head, body, notes = {"load": _load, "prefix": _prefix, "agent": _agent, "streams": _streams}[subject](run)
-    gated = "" if run.gated else "; UNGATED: tests not run"
     failed = [f"Failed: {' '.join(text.split())[:600]}" for text in run.failures]
-    about = f"{head[:1].upper()}{head[1:]}. Model {model}, {run.threads} threads, medians ± half the range{gated}."
-    return [about, "", *body, "", *notes, *failed, ""]
+    about = f"{head[:1].upper()}{head[1:]}. Model {model}, {run.threads} threads"
+    return [f"{about}, medians ± half the range{run.warning}.", "", *body, "", *notes, *failed, ""]
 
 
 def command(run: Run) -> str:
@@ -146,13 +145,12 @@ def figure(row: Row | None) -> str:
     """Median with unit and, for several rounds, half the range in percent of the median."""
     if row is None:
         return ""
-    spread = f" ±{100 * row.half_range:.0f} %" if len(row.samples) > 1 else ""
     if row.measure == "peak memory":
         return f"{row.median / 1e9:.2f} GB"
     if row.measure in RATES:
-        return f"{row.median:,.0f}{spread}"
+        return f"{row.median:,.0f}{row.spread}"
     milliseconds = 1000 * row.median
-    return f"{milliseconds:,.{0 if milliseconds >= 100 else 1}f} ms{spread}"
+    return f"{milliseconds:,.{0 if milliseconds >= 100 else 1}f} ms{row.spread}"
 
 
 def ahead(ours: Row, theirs: Row) -> float:

@@ -6,9 +6,10 @@ import asyncio
 import json
 import socket
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-Json = dict[str, Any]
+from benchmarks.harness.client import Json, streamed_request
+
 Manner = Literal["prompt", "slow", "vanishing"]
 PIECE = 1 << 16
 SLOW_PIECE, SLOW_PAUSE = 128, 0.1  # bytes per read of a slow client, seconds between two
@@ -26,16 +27,11 @@ class Heard:
 
 async def stream(port: int, request: Json, manner: Manner, leave_after: int = 0) -> Heard | None:
     """The answer to POST /v1/chat/completions; None from a client that vanished after `leave_after` bytes."""
-    body = json.dumps(request | {"stream": True}).encode()
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
     writer: asyncio.StreamWriter | None = None
     received = bytearray()
     try:
         reader, writer = await asyncio.open_connection(sock=_socket(port, manner), limit=SLOW_BUFFER)
-        writer.write(head.encode() + body)
+        writer.write(streamed_request(port, request))
         while piece := await reader.read(SLOW_PIECE if manner == "slow" else PIECE):
             received += piece
             if manner == "vanishing" and len(received) > leave_after:

@@ -18,12 +18,13 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
+from benchmarks.harness.client import Json
 from benchmarks.harness.load import Writer, writer
 from benchmarks.harness.process import BenchmarkError, Process
 from benchmarks.harness.recording import Show
 from benchmarks.harness.results import Row, Run
 from benchmarks.harness.servers import Server, dsv4_server
-from benchmarks.harness.stream_client import Heard, Json, Manner, stream
+from benchmarks.harness.stream_client import Heard, Manner, stream
 
 RATE, PROCESSOR, MEMORY = "output tokens", "processor time per token", "memory"
 BARE, ENGINE, HTTP = "engine alone", "engine of the server", "server"

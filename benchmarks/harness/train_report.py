@@ -19,11 +19,10 @@ def command(run: Run) -> str:
 
 def lines(run: Run) -> list[str]:
     """Description, tables and notes of one run."""
-    gated = "" if run.gated else "; UNGATED: tests not run"
     if run.scenario == "train nano":
-        return [f"nano's recipe, tokens/s, medians ± half the range{gated}.", "", *_nano(run), ""]
+        return [f"nano's recipe, tokens/s, medians ± half the range{run.warning}.", "", *_nano(run), ""]
     unit = "tokens per processor second" if run.settings["busy"] else "tokens/s"
-    about = f"120.9M random parameters, {unit}, {run.threads} threads, medians ± half the range{gated}."
+    about = f"120.9M random parameters, {unit}, {run.threads} threads, medians ± half the range{run.warning}."
     notes = [
         f"Whole step: {run.settings['step']}, ours with Muon, transformers with AdamW."
         if "step" in run.settings
@@ -78,8 +77,7 @@ def _figure(row: Row) -> str:
     if row.measure.startswith(PEAK):
         return f"{row.median / 1e9:.2f} GB"
     share = f", {100 * row.median / row.floor:.0f} % of floor" if row.floor and row.peer != THEIRS else ""
-    spread = f" ±{100 * row.half_range:.0f} %" if len(row.samples) > 1 else ""
-    return f"{row.median:,.0f}{spread}{share}"
+    return f"{row.median:,.0f}{row.spread}{share}"
 
 
 def _lead(row: Row, theirs: Row | None) -> str:

@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.harness import trainers
-from benchmarks.harness.machine import Ceilings, measure_ceilings
+from benchmarks.harness.machine import Ceilings, best, measure_ceilings
 from benchmarks.harness.process import ROOT, BenchmarkError, Process, plain_environment
 from benchmarks.harness.random_checkpoint import write_random_values
 from benchmarks.harness.results import Row, Run
-from benchmarks.harness.training_parts import MUON, REST, best, floors, muon_operations, operations
+from benchmarks.harness.training_parts import MUON, REST, floors, muon_operations, operations
 from benchmarks.harness.turns import in_turns
 from dsv4.analysis.activations import Recompute
 from dsv4.config import ModelConfig

@@ -62,7 +62,7 @@ class Dsv4:
         from dsv4.training.losses import LossWeights
 
         self.optimizer.zero_grad()
-        packed = [pack_batch(_Documents(ids.tolist()), self.model.device) for ids in batches]
+        packed = [pack_batch(Documents(ids.tolist()), self.model.device) for ids in batches]
         work = Work(0, 0, LossWeights(), False, cast("Any", self.precision), recompute=self.recompute)
         return compute_gradient(self.model, packed, work).losses.next_token
 
@@ -71,7 +71,9 @@ class Dsv4:
         self.optimizer.zero_grad()
 
 
-class _Documents:
+class Documents:
+    """A batch of documents whose every token is a target."""
+
     def __init__(self, documents: list[list[int]]) -> None:
         self.documents, self.loss_masks = documents, [[1] * len(document) for document in documents]
 

@@ -122,8 +122,3 @@ def floors(
     fast = max(fp32, fast)
     share = {name: rounded if bf16 or name == MUON else 0.0 for name, (_, rounded) in parts.items()}
     return {name: flops * (share[name] / fast + (1 - share[name]) / fp32) for name, (flops, _) in parts.items()}
-
-
-def best(*measured: dict[str, float]) -> dict[str, float]:
-    """The best of each rate: other work on the machine only lowers it."""
-    return {name: max(one[name] for one in measured) for name in measured[0]}

@@ -1,14 +1,10 @@
-"""Interleaved sampling for all benchmarks, their common flags, and a result's line in the terminal."""
+"""Interleaved sampling for all benchmarks, and a result's line in the terminal."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import TypeVar
-
-from benchmarks.harness.process import ROOT
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -31,20 +27,3 @@ def line(name: str, samples: Sequence[float], unit: str) -> str:
     """Format as "name: median unit (number of samples, smallest to largest)"."""
     low, middle, high = (f"{value:.4g}" for value in (min(samples), median(samples), max(samples)))
     return f"{name}: {middle} {unit}" + (f" (median of {len(samples)}, {low} to {high})" if len(samples) > 1 else "")
-
-
-def at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: at least 1")
-    return int(text)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Flags of every recorded benchmark."""
-    add = parser.add_argument
-    add("--rounds", type=at_least_one, metavar="N", help="default: 3")
-    add("--threads", type=at_least_one, default=2, metavar="N", help="of each; default: %(default)s")
-    add("--scratch", type=Path, metavar="DIR", help="keep weights there; default: a temporary folder")
-    add("--quick", action="store_true", help="tiny shapes, short prompts: does it run?")
-    add("--no-gate", action="store_true", help="do not run the frozen tests; the rows say so")
-    add("--results", type=Path, default=ROOT / "benchmarks" / "results", help="default: %(default)s")

@@ -69,8 +69,15 @@ def run(options: argparse.Namespace) -> None:
     if options.action == "solutions":
         from dsv4.commands.terminal.solutions import write_solutions
 
-        given = (options.count, options.seed, options.thinking, options.efforts, options.level)
-        write_solutions(options.domain, options.out, *given)
+        write_solutions(
+            options.domain,
+            options.out,
+            count=options.count,
+            seed=options.seed,
+            thinking=options.thinking,
+            efforts=options.efforts,
+            level=options.level,
+        )
         return
     from dsv4.commands.terminal import data
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -22,6 +23,13 @@ class CommandParser(argparse.ArgumentParser):
         end = "" if message.endswith("?") else "."
         print(f"{self.prog}: error: {message}{end} See {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
+
+    def parse_whole(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """Parsed arguments of a program of its own; refuses what it does not know."""
+        options, unknown = self.parse_known_args(arguments)
+        if unknown:
+            self.refuse(unknown)
+        return options
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """The error for arguments that the parser does not know: names the first option, or the first word."""
@@ -86,11 +94,7 @@ def effort(text: str) -> str | int:
 
 def _temperature(text: str) -> float:
     """A temperature in the API's range."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 2:
+    if not 0 <= (value := real(text)) <= 2:
         raise argparse.ArgumentTypeError(f"it is {text!r}; allowed: [0, 2]")
     return value
 
@@ -146,13 +150,17 @@ def count(text: str) -> int:
     return number(text, 1)
 
 
+def real(text: str) -> float:
+    """A number of a flag's value; NaN, which is in no range, for what is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def seconds(text: str) -> float:
     """A time above 0 of a flag's value."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value < float("inf"):
+    if not 0.0 < (value := real(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}; allowed: seconds, above 0")
     return value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Sequence
 from functools import cache, partial
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dsv4.analysis.activations import POLICIES
 from dsv4.analysis.hardware import MACHINES
 from dsv4.analysis.precision import PRECISIONS
-from dsv4.commands.options import add_command, count
+from dsv4.commands.options import add_command, count, real
 from dsv4.commands.recipe_flags import PARSERS, ROOT
 from dsv4.presets import PRESETS
 
@@ -71,7 +72,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from dsv4.commands import plan_tables
+    from dsv4.commands.terminal.plan import print_comparison, print_parts, print_plan
     from dsv4.training import parts_plan, prediction
 
     if options.device == CPU or options.check is not None:
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
         if options.json:
             print(json.dumps([one.to_dict() for one in compared], indent=2))
         else:
-            plan_tables.print_comparison(compared)
+            print_comparison(compared)
         return
     if options.recipe is None:
         raise ValueError(f"give a recipe, or one of {', '.join(PRESETS)}; or --check RUN_DIR")
@@ -93,13 +94,13 @@ def run(options: argparse.Namespace) -> None:
         if options.json:
             print(json.dumps({"recipe": recipe, **parts.to_dict()}, indent=2))
         else:
-            plan_tables.print_parts(recipe, parts)
+            print_parts(recipe, parts)
         return
     plan = _plan(prediction.recipe_to_plan(recipe, options.overrides), options)
     if options.json:
         print(json.dumps({"recipe": recipe, **plan.to_dict()}, indent=2))
         return
-    plan_tables.print_plan(recipe, plan)
+    print_plan(recipe, plan)
     if recipe == NANO and NANO_FILE.is_file():
         print("This is one pre-training run of nano's shape; all of `dsv4 train nano` is planned by: dsv4 plan nano")
 
@@ -172,20 +173,12 @@ def _memory_here() -> float:
 
 
 def _price(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value < float("inf"):
+    if not 0.0 <= (value := real(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"it is {text!r}; allowed: 0 or more")
     return value
 
 
 def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value <= 1.0:
+    if not 0.0 < (value := real(text)) <= 1.0:
         raise argparse.ArgumentTypeError(f"it is {text!r}; allowed: more than 0, at most 1")
     return value

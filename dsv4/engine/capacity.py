@@ -83,8 +83,16 @@ def need_of(plan: LoadPlan) -> Need:
     pages = -(-plan.max_model_len // PAGE_TOKENS)
     if plan.expert_memory is not None:
         mapped -= max(0, experts - plan.expert_memory)
-    need = Need(mapped, copied, state * plan.max_num_seqs, page, pages, plan.max_num_seqs)
-    return replace(need, experts=experts, expert_memory=plan.expert_memory)
+    return Need(
+        mapped=mapped,
+        copied=copied,
+        state=state * plan.max_num_seqs,
+        page=page,
+        pages=pages,
+        rows=plan.max_num_seqs,
+        experts=experts,
+        expert_memory=plan.expert_memory,
+    )
 
 
 def total_need(needs: Sequence[Need]) -> Need:
@@ -93,14 +101,14 @@ def total_need(needs: Sequence[Need]) -> Need:
     full = sum(need.full_request for need in needs)  # a request of full length in each model
     limits = [need.expert_memory for need in needs if need.expert_memory is not None]
     return Need(
-        sum(need.mapped for need in needs),
-        sum(need.copied for need in needs),
-        sum(need.state for need in needs),
-        -(-full // pages) if pages else 0,
-        pages,
-        max(need.rows for need in needs),
-        sum(need.experts for need in needs),
-        sum(limits) if len(limits) == len(needs) else None,
+        mapped=sum(need.mapped for need in needs),
+        copied=sum(need.copied for need in needs),
+        state=sum(need.state for need in needs),
+        page=-(-full // pages) if pages else 0,
+        pages=pages,
+        rows=max(need.rows for need in needs),
+        experts=sum(need.experts for need in needs),
+        expert_memory=sum(limits) if len(limits) == len(needs) else None,
     )
 
 

@@ -143,7 +143,7 @@ def _packed(bits: np.ndarray) -> np.ndarray:
     return np.packbits(bits, bitorder="little").view(np.uint32)
 
 
-def grammar_of(params: SamplingParams, mark_id: int | None = None) -> tuple[str, str]:
+def grammar_of(params: SamplingParams, mark_id: int | None) -> tuple[str, str]:
     """(field, Lark text) of the constraint that `params` has. GrammarError for what is too large or no grammar.
 
     `mark_id`: the token in the tags of tool calls.

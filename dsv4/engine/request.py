@@ -177,16 +177,16 @@ class Request:
         output.logprobs += logprobs
         output.top_logprobs += alternatives
         return TokenEvent(
-            token_ids,
-            text,
-            logprobs,
-            alternatives,
-            output.finish_reason,
-            output.cached_tokens,
-            timings,
-            list(output.prompt_logprobs) if first else [],
-            list(output.prompt_top_logprobs) if first else [],
-            accepted,
+            token_ids=token_ids,
+            text=text,
+            logprobs=logprobs,
+            top_logprobs=alternatives,
+            finish_reason=output.finish_reason,
+            cached_tokens=output.cached_tokens,
+            timings=timings,
+            prompt_logprobs=list(output.prompt_logprobs) if first else [],
+            prompt_top_logprobs=list(output.prompt_top_logprobs) if first else [],
+            num_accepted_tokens=accepted,
         )
 
     def _take(self, token_id: int) -> str:

@@ -58,7 +58,6 @@ def evaluate_domain(
     efforts: Sequence[str | int] = (),
     max_tokens: int = MAX_TOKENS,
     level: Level = "standard",
-    limits: EpisodeLimits | None = None,
     windows: Mapping[Mode, int | None] | None = None,
 ) -> DomainScore:
     """Score of a model on `count` problems of a domain's held-out split, none twice; fewer if the domain has fewer.
@@ -74,7 +73,7 @@ def evaluate_domain(
         modes = cycle([EffortMode(effort, (windows or {}).get(effort)) for effort in asked_efforts(efforts)])
         problems = [with_effort(problem, next(modes)) for problem in problems]
     correct = tokens = 0
-    for rollouts, asked in _answers(llm, problems, max_tokens, limits or EpisodeLimits()):
+    for rollouts, asked in _answers(llm, problems, max_tokens):
         rewards = judge(rollouts, asked)
         correct += sum(reward.correct for reward in rewards)
         for reward in rewards:
@@ -102,7 +101,7 @@ def held_out_problems(
 
 
 def _answers(
-    llm: LLM, problems: Sequence[Problem], max_tokens: int, limits: EpisodeLimits
+    llm: LLM, problems: Sequence[Problem], max_tokens: int
 ) -> Iterator[tuple[list[Sampled], Sequence[Problem]]]:
     """Greedy answers, or episodes, of BATCH problems at a time, with the problems."""
     if llm.prompts is None:
@@ -113,4 +112,4 @@ def _answers(
         for start in range(0, len(problems), BATCH):
             asked = problems[start : start + BATCH]
             prompts = [llm.prompts.encode(problem.prompt()) for problem in asked]
-            yield ask(llm, asked, prompts, 1, params, 0, Episodes(limits, files)), asked
+            yield ask(llm, asked, prompts, 1, params, 0, Episodes(EpisodeLimits(), files)), asked

@@ -25,9 +25,12 @@ def evaluate_efforts(
     """Score of each effort on the same `count` problems, all with thinking. Arguments are `evaluate_domain`'s."""
     llm = model if isinstance(model, LLM) else LLM(model, max_num_seqs=32)
     return {
-        effort: evaluate_domain(llm, domain, count, seed, True, (effort,), max_tokens, level, windows=windows)
+        effort: evaluate_domain(
+            llm, domain, count, seed, thinking=True, efforts=(effort,), max_tokens=max_tokens, level=level,
+            windows=windows,
+        )
         for effort in asked_efforts(efforts)
-    }
+    }  # fmt: skip
 
 
 def to_results(scores: Mapping[Asked, DomainScore]) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from dsv4.checkpoint.atomic import new_file
 from dsv4.evals.bits_per_byte import XZ_PRESET, held_out_texts, text_bits
 from dsv4.model.transformer import Transformer
 from dsv4.tokenizer import Tokenizer
+from dsv4.training.plots import new_figure
 
 SAMPLE = 60_000  # bytes of each package
 CONTEXT = 4096
@@ -50,11 +51,7 @@ class HeldOut:
         rows = read_curve(self._path)
         if find_spec("matplotlib") is None or not rows:
             return None
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8.0, 4.5), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(8.0, 4.5)
         axes, xz = figure.subplots(), self.xz()
         for number, name in enumerate(xz):
             values = [row["bits_per_byte"][name] for row in rows]

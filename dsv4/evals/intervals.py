@@ -22,9 +22,9 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
     return low, high
 
 
-def difference(first: tuple[int, int], second: tuple[int, int], z: float = Z95) -> tuple[float, float]:
-    """Interval of the first rate minus the second, each (successes, trials), by Newcombe from Wilson intervals."""
-    (low1, high1), (low2, high2) = wilson(*first, z), wilson(*second, z)
+def difference(first: tuple[int, int], second: tuple[int, int]) -> tuple[float, float]:
+    """95 % interval of the first rate minus the second, each (successes, trials), by Newcombe from Wilson intervals."""
+    (low1, high1), (low2, high2) = wilson(*first), wilson(*second)
     rate1, rate2 = (successes / trials if trials else 0.5 for successes, trials in (first, second))
     gap = rate1 - rate2
     return gap - math.hypot(rate1 - low1, high2 - rate2), gap + math.hypot(high1 - rate1, rate2 - low2)

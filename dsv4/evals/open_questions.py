@@ -207,7 +207,18 @@ def ask(llm: LLM, words: frozenset[str], max_tokens: int = 200) -> list[OpenAnsw
 
 def _example(question: str, thinking: bool) -> Example:
     message = {"role": "user", "content": question}
-    return Example("open_questions", question, (message,), (), thinking, "low", "", "", (), {})
+    return Example(
+        task="open_questions",
+        key=question,
+        messages=(message,),
+        tools=(),
+        thinking=thinking,
+        effort="low",
+        reasoning="",
+        answer="",
+        tool_calls=(),
+        entry={},
+    )
 
 
 def to_lines(answers: Sequence[OpenAnswer]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from dsv4.evals.intervals import wilson
 
 MODES = ("thinking", "non-thinking")
+ALL = "all tasks"  # name of a pooled score
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,18 @@ class Score:
         return wilson(self.correct, self.examples)
 
 
-def pooled(scores: Sequence[Score], mode: str, name: str = "all tasks") -> Score:
+def pooled(scores: Sequence[Score], mode: str) -> Score:
     """Score over all examples of a mode, so that a task weighs by its number of examples."""
     chosen = [score for score in scores if score.mode == mode]
-    sums = (sum(getattr(s, field) for s in chosen) for field in ("examples", "correct", "unfinished", "tokens"))
-    return Score(name, "", mode, *sums)
+    return Score(
+        task=ALL,
+        group="",
+        mode=mode,
+        examples=sum(score.examples for score in chosen),
+        correct=sum(score.correct for score in chosen),
+        unfinished=sum(score.unfinished for score in chosen),
+        tokens=sum(score.tokens for score in chosen),
+    )
 
 
 def to_json(scores: Sequence[Score], settings: dict[str, Any]) -> dict[str, Any]:
@@ -69,9 +77,9 @@ def rows(scores: Sequence[Score]) -> list[tuple[str, str, str, str]]:
     """Rows of text (task, thinking, non-thinking, mean tokens in thinking mode) per task, then for all tasks."""
     by_key = {(score.task, score.mode): score for score in scores}
     for mode in MODES:
-        by_key["all tasks", mode] = pooled(scores, mode)
+        by_key[ALL, mode] = pooled(scores, mode)
     lines = []
-    for task in [*dict.fromkeys(score.task for score in scores), "all tasks"]:
+    for task in [*dict.fromkeys(score.task for score in scores), ALL]:
         thinking, plain = (by_key.get((task, mode)) for mode in MODES)
         mean = f"{thinking.tokens / thinking.examples:.0f}" if thinking and thinking.examples else "-"
         lines.append((task, cell(thinking), cell(plain), mean))

@@ -58,8 +58,8 @@ def evaluate_general(folders: RunFolders, recipe: V4Recipe) -> None:
 def _score(llm: LLM, domain: str, recipe: V4Recipe) -> DomainScore:
     section, specialist = recipe.evaluation, getattr(recipe.specialists, domain)
     return evaluate_domain(
-        llm, domain, section.questions, section.seed, specialist.thinking, specialist.efforts, section.max_tokens,
-        recipe.level,
+        llm, domain, section.questions, section.seed, thinking=specialist.thinking, efforts=specialist.efforts,
+        max_tokens=section.max_tokens, level=recipe.level,
     )  # fmt: skip
 
 
@@ -107,9 +107,7 @@ def differences(folders: RunFolders) -> dict[str, float | None]:
     return {name: max(_measured(read_metrics(run)), default=None) for name, run in folders.sampled().items()}
 
 
-def collect_record(
-    folders: RunFolders, times: Iterable[StageTime], command: str = "", made_by: Sequence[str] = ()
-) -> RunRecord:
+def collect_record(folders: RunFolders, times: Iterable[StageTime], command: str, made_by: Sequence[str]) -> RunRecord:
     """Course of a run, for its page; its command, and its seed, code and machine in words."""
     runs = {
         **{f"specialists.{domain}.sft": folders.tuned(domain).parent for domain in DOMAINS},

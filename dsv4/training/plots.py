@@ -42,13 +42,9 @@ def draw_run(run_dir: Path, picture: Path | None = None) -> Path | None:
     rows = read_metrics(run_dir)
     if find_spec("matplotlib") is None:
         return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     picture = picture or run_dir / "losses.png"
     shown = [key for key in FIGURES if any(key in row for row in rows)]
-    figure = Figure(figsize=(4.3 * (1 + len(shown)), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.3 * (1 + len(shown)), 4.2)
     panels = figure.subplots(1, 1 + len(shown))
     _draw_losses(panels[0], rows)
     for axes, key in zip(panels[1:], shown, strict=True):
@@ -64,6 +60,16 @@ def draw_run(run_dir: Path, picture: Path | None = None) -> Path | None:
     figure.suptitle(" | ".join(row["stage"] for row in _stage_starts(rows)), fontsize=10)
     figure.savefig(picture, dpi=130)
     return picture
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Figure of a size in inches, drawn without a display; needs matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _draw_losses(axes: Any, rows: Rows) -> None:

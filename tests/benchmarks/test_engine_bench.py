@@ -184,7 +184,7 @@ def test_a_wrong_path_to_llama_bench_is_refused(tmp_path: Path, capsys: pytest.C
     [
         ([], "give --llama-bench PATH"),
         (["--models", "slice,wide"], "'wide' is unknown; allowed: slice, nano, fp32, flash-width, million"),
-        (["--rounds", "0"], "at least 1"),
+        (["--rounds", "0"], "1 or more"),
     ],
 )
 def test_wrong_arguments_are_refused_with_what_is_allowed(

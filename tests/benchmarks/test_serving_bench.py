@@ -145,7 +145,7 @@ def test_a_repeated_prompt_comes_from_memory(tmp_path: Path) -> None:
     assert cold and memory and memory.median < cold.median
     stored = run.find(prefix.MEMORY, prefix.BYTES, 600)
     assert stored and stored.median > 10_000
-    assert {row.peer for row in run.rows} == {prefix.COLD, prefix.MEMORY, *prefix.policies()}
+    assert {row.peer for row in run.rows} == {prefix.COLD, prefix.MEMORY, *prefix.POLICIES}
 
 
 def test_an_agents_turns_hit_the_cache_with_the_same_answers(
@@ -303,7 +303,7 @@ def test_the_document_and_the_plot_have_the_subjects(tmp_path: Path) -> None:
     [
         (["load"], "give --llama-server PATH (make llama-server), or --without-llama"),
         (["flood"], "invalid choice: 'flood'"),
-        (["load", "--levels", "0,1", "--without-llama"], "at least 1"),
+        (["load", "--levels", "0,1", "--without-llama"], "1 or more"),
     ],
 )
 def test_wrong_arguments_are_refused_with_what_is_allowed(

@@ -166,7 +166,7 @@ def test_nano_reads_the_rates_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_wrong_shapes_are_refused(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         train.main(["--shapes", wrong])
-    assert "at least 1" in capsys.readouterr().err
+    assert "1 or more" in capsys.readouterr().err
 
 
 def test_gradients_are_gone_after_an_update(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from dsv4.commands.terminal import eval as command
 def test_wrong_flags_are_named_before_anything_is_scored(
     words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "evaluate", lambda *a: pytest.fail("scored"))
+    monkeypatch.setattr(command, "evaluate", lambda *_, **__: pytest.fail("scored"))
     with pytest.raises(SystemExit) as stopped:
         command.main(words.replace("DIR", str(tmp_path)).split())
     assert stopped.value.code == 2 and message in capsys.readouterr().err
@@ -40,7 +40,7 @@ def test_scores_are_shown_before_files_are_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Minutes of scoring are not lost with a card that cannot be written."""
-    monkeypatch.setattr(command, "evaluate", lambda *a: ([], []))
+    monkeypatch.setattr(command, "evaluate", lambda *_, **__: ([], []))
     card = tmp_path / "README.md"
     card.write_text("no card")
     with pytest.raises(ValueError, match="has no section Training"):

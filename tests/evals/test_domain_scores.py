@@ -146,7 +146,7 @@ def test_an_effort_changes_the_prompt_alone() -> None:
 def test_efforts_are_scored_on_the_same_problems(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str | None, tuple[str, ...]]] = []
 
-    def answers(llm, problems, max_tokens, limits):
+    def answers(llm, problems, max_tokens):
         asked.append((problems[0].prompt().reasoning_effort, tuple(problem.key for problem in problems)))
         rights = {"low": 1, "high": 2, "max": 2}[problems[0].mode.effort]
         yield (
@@ -177,7 +177,7 @@ def test_an_effort_has_its_window(llm: LLM) -> None:
 def test_the_curve_of_budgets_is_of_the_same_problems(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
 
-    def answers(llm, problems, max_tokens, limits):
+    def answers(llm, problems, max_tokens):
         asked.append(tuple(problem.key for problem in problems))
         assert len({problem.mode.effort for problem in problems}) == 1
         assert all(f"Effort: {one.mode.effort} (" in one.prompt().messages[0].content for one in problems)

@@ -23,8 +23,8 @@ from dsv4.analysis.training_flops import Phase
 from dsv4.analysis.training_memory import Setting, StageShape, rank_memory
 from dsv4.analysis.training_weights import weights_by_part
 from dsv4.cli import main
-from dsv4.commands import plan_tables
 from dsv4.commands.plan import CPU
+from dsv4.commands.terminal.plan import print_plan
 from dsv4.kernels import backends
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.recomputed import Recomputed
@@ -200,7 +200,7 @@ def test_the_command_plans_for_gpus_and_for_this_machine(capsys: pytest.CaptureF
 def printed(plan: RunPlan, width: int) -> list[str]:
     """Lines of a plan on a console of `width` columns."""
     out = io.StringIO()
-    plan_tables.print_plan("recipe.toml", plan, Console(file=out, width=width))
+    print_plan("recipe.toml", plan, Console(file=out, width=width))
     return out.getvalue().splitlines()
 
 

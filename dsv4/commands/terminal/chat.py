@@ -30,13 +30,14 @@ TAIL_LINES = 12  # of thinking shown while it runs; once it ends all of it is sh
 
 
 def chat(
-    model: str | None = None,
-    thinking: bool = True,
-    effort: str | None = None,
-    max_tokens: int = 1024,
-    temperature: float | None = None,
-    top_p: float = 1.0,
-    seed: int | None = None,
+    model: str | None,
+    *,
+    thinking: bool,
+    effort: str | None,
+    max_tokens: int,
+    temperature: float | None,
+    top_p: float,
+    seed: int | None,
     **engine_options: Any,
 ) -> None:
     """Reads questions and commands until the input ends. `engine_options`: keywords of LLM."""
@@ -45,7 +46,15 @@ def chat(
     folder = resolve_model(model, engine_options.pop("revision", None))  # before the spinner: it shows progress bars
     with console.status("loading the model"):
         llm = LLM(folder, max_num_seqs=1, **engine_options)
-        session = ChatSession(llm, thinking, effort, max_tokens, temperature, top_p, seed)
+        session = ChatSession(
+            llm,
+            thinking=thinking,
+            effort=effort,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
     console.print(f"[bold]{llm.name}[/] is here. /help lists the commands.")
     # Line editing and history for input(), where the platform has it.
     with contextlib.suppress(ImportError):

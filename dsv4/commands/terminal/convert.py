@@ -18,11 +18,12 @@ def convert_checkpoint(
     src: str | Path,
     dst: str,
     format: str,
-    overwrite: bool = False,
-    allow_rounding: bool = False,
-    linears: Any = None,
-    mtp: bool = False,
-    adapter: str | None = None,
+    *,
+    overwrite: bool,
+    allow_rounding: bool,
+    linears: Any,
+    mtp: bool,
+    adapter: str | None,
 ) -> None:
     """Writes `dst` and prints its size and the rounding errors.
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from dsv4.checkpoint.atomic import new_file
-from dsv4.commands.options import CommandParser, count
+from dsv4.commands.options import CommandParser, add_model, count
 from dsv4.data.tasks import TASKS
 from dsv4.evals.model_card import write_model_card
 from dsv4.evals.nano_suite import NEEDLE_TESTS, PARTS, SuiteReport, SuiteSettings, run_suite
@@ -29,19 +29,62 @@ DESCRIPTION = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of `dsv4 eval`."""
+    parser = _parser()
+    options = parser.parse_whole(arguments)
+    parts = options.parts or ["tasks", *(PARTS if options.data and options.corpus else ())]
+    if (wrong := _unusable(options, parts)) is not None:
+        parser.error(wrong)
+    model, console = resolve_model(options.model), Console(stderr=True)
+    given = _suite_settings(options)
+    if given is not None:
+        given.open_ledger(model)  # so that a wrong one is refused before the tasks have taken minutes
+    scores, answers = [], []
+    if "tasks" in parts:
+        scores, answers = evaluate(
+            model,
+            examples=options.n,
+            tasks=options.tasks,
+            modes=options.modes,
+            max_tokens=options.max_tokens,
+            device=options.device,
+            console=console,
+            reworded=options.reworded,
+        )
+    suite = SuiteReport()
+    if given is not None:
+        suite = run_suite(model, parts, given, lambda text: console.print(text, highlight=False))
+    settings = {"model": model_name(model), "examples": options.n, "max_tokens": options.max_tokens, "greedy": True}
+    settings |= {"reworded": True} if options.reworded else {}
+    report = json.dumps(to_json(scores, settings) | {"suite": suite.to_json()}, indent=2)
+    if options.json:
+        print(report)
+    else:
+        if scores:
+            Console().print(to_table(scores))
+        print(suite.to_markdown(), end="")
+    if options.output:
+        _write(options.output, [report])
+    if options.answers:
+        _write(options.answers, [json.dumps(_answer_record(one), ensure_ascii=False) for one in answers])
+    if options.card:
+        write_model_card(model, scores, options.card, suite)
+    return 0
+
+
+def _parser() -> CommandParser:
     parser = CommandParser(prog="dsv4 eval", description=DESCRIPTION)
     lengths = " ".join(map(str, LENGTHS))
     parser.add_argument(
         "suite", nargs="?", choices=("nano",), default="nano", help="what to score (default: %(default)s)"
     )
-    parser.add_argument("--model", help="model folder, or owner/name[@revision] (default: the embedded nano model)")
-    parser.add_argument("--n", type=int, default=100, help="questions per task and mode (default: %(default)s)")
+    add_model(parser, "--model")
+    parser.add_argument("--n", type=count, default=100, help="questions per task and mode (default: %(default)s)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"only these of {', '.join(TASKS)}")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: all")
     parser.add_argument(
         "--reworded", action="store_true", help="ask the tasks in wordings that training never has, where they have any"
     )
-    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="of an answer (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=count, default=MAX_TOKENS, help="of an answer (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda[:N] (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON to FILE")
@@ -57,56 +100,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--needle-lengths", type=count, nargs="+", metavar="TOKENS", help=f"default: {lengths}")
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="go on from, and add to, the results in FILE")
     parser.add_argument("--card", type=Path, metavar="RUN", help="write its card, from its run or from its base's card")
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        parser.refuse(unknown)
-    if options.n < 1:
-        parser.error(f"--n is {options.n}; allowed: 1 or more")
-    parts = options.parts or ["tasks", *(PARTS if options.data and options.corpus else ())]
-    if (wrong := _unusable(options, parts)) is not None:
-        parser.error(wrong)
-    model, console = resolve_model(options.model), Console(stderr=True)
-    given: SuiteSettings | None = None
-    if options.data and options.corpus:
-        given = SuiteSettings(
-            options.corpus, options.data, options.ledger, options.needle_tests or NEEDLE_TESTS,
-            tuple(options.needle_lengths or LENGTHS), device=options.device,
-        )  # fmt: skip
-        given.open_ledger(model)  # so that a wrong one is refused before the tasks have taken minutes
-    scores, answers = [], []
-    if "tasks" in parts:
-        scores, answers = evaluate(
-            model,
-            options.n,
-            options.tasks,
-            options.modes,
-            options.max_tokens,
-            options.device,
-            console,
-            options.reworded,
-        )
-    suite = SuiteReport()
-    if given is not None:
-        suite = run_suite(model, parts, given, lambda text: console.print(text, highlight=False))
-    settings = {"model": model_name(model), "examples": options.n, "max_tokens": options.max_tokens, "greedy": True}
-    settings |= {"reworded": True} if options.reworded else {}
-    report = json.dumps(to_json(scores, settings) | {"suite": suite.to_json()}, indent=2)
-    if options.json:
-        print(report)
-    else:
-        if scores:
-            Console().print(to_table(scores))
-        print(suite.to_markdown(), end="")
-    if options.output:
-        with new_file(options.output) as file:
-            file.write_text(report + "\n", encoding="utf-8")
-    if options.answers:
-        lines = (json.dumps(_answer_record(answered), ensure_ascii=False) for answered in answers)
-        with new_file(options.answers) as file:
-            file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    if options.card:
-        write_model_card(model, scores, options.card, suite)
-    return 0
+    return parser
+
+
+def _suite_settings(options: argparse.Namespace) -> SuiteSettings | None:
+    """Settings of the parts besides the tasks; None without the data and the corpus that they need."""
+    if not (options.data and options.corpus):
+        return None
+    return SuiteSettings(
+        corpus=options.corpus,
+        data=options.data,
+        ledger=options.ledger,
+        needle_tests=options.needle_tests or NEEDLE_TESTS,
+        needle_lengths=tuple(options.needle_lengths or LENGTHS),
+        device=options.device,
+    )
+
+
+def _write(path: Path, lines: Sequence[str]) -> None:
+    with new_file(path) as file:
+        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _unusable(options: argparse.Namespace, parts: Sequence[str]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dsv4.commands.options import CommandParser, count, effort
+from dsv4.commands.options import CommandParser, add_model, count, effort
 from dsv4.engine import LLM
 from dsv4.evals.domain_scores import COUNT, MAX_TOKENS, DomainScore, evaluate_domain
 from dsv4.model_folder import model_name, resolve_model
@@ -24,7 +24,7 @@ DESCRIPTION = "Score a model on problems of the domains that training never saw:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of `dsv4 eval domains`."""
     parser = CommandParser(prog="dsv4 eval domains", description=DESCRIPTION)
-    parser.add_argument("--model", help="model folder, or owner/name[@revision] (default: the embedded nano model)")
+    add_model(parser, "--model")
     names = sorted(DOMAINS)
     parser.add_argument("--domains", nargs="+", choices=names, default=names, metavar="DOMAIN", help=", ".join(names))
     parser.add_argument("--n", type=count, default=COUNT, help="problems per domain (default: %(default)s)")
@@ -35,9 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=count, default=MAX_TOKENS, help="of an answer (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda[:N] (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        parser.refuse(unknown)
+    options = parser.parse_whole(arguments)
     model = resolve_model(options.model)
     asked = asked_efforts(options.efforts)
     check_ladder(model, asked)
@@ -45,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     thinking = True if options.thinking or asked else None
     rows = [
         (domain, one, evaluate_domain(
-            llm, domain, options.n, 1, thinking, (one,) if one else (), options.max_tokens, options.level
+            llm, domain, options.n, thinking=thinking, efforts=(one,) if one else (), max_tokens=options.max_tokens,
+            level=options.level,
         ))
         for domain in options.domains
         for one in asked or (None,)

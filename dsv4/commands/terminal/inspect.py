@@ -9,6 +9,8 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 
+from dsv4.commands.terminal.amounts import counted
+from dsv4.commands.terminal.wide_table import figures_table
 from dsv4.config import ModelConfig
 
 _LABELS = {
@@ -26,14 +28,12 @@ _LABELS = {
 }
 
 
-def print_summary(name: str, config: ModelConfig, report: dict[str, Any], console: Console | None = None) -> None:
+def print_summary(name: str, config: ModelConfig, report: dict[str, Any]) -> None:
     """Print the tables of `report`: analysis.summary(config), with "stored" if the model's files were read."""
     title = f"[bold]{name}[/bold]  [dim]{_schedule(config)}[/dim]"
     left = Group(_parameters(report["parameters"]), "")
     right = Group(_checkpoint(report["checkpoint"], report.get("stored")), "", _cache(report), "", _flops(report))
-    (console or Console()).print(
-        Panel(Columns([left, right], padding=(0, 4)), title=title, expand=False, padding=(1, 2))
-    )
+    Console().print(Panel(Columns([left, right], padding=(0, 4)), title=title, expand=False, padding=(1, 2)))
 
 
 def _schedule(config: ModelConfig) -> str:
@@ -43,9 +43,8 @@ def _schedule(config: ModelConfig) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold cyan", box=None, padding=(0, 2, 0, 0))
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", header_style="dim", no_wrap=True)
+    table = figures_table(*columns)
+    table.title, table.title_justify, table.title_style, table.pad_edge = title, "left", "bold cyan", True
     return table
 
 
@@ -74,8 +73,7 @@ def _checkpoint(checkpoint: dict[str, Any], stored: dict[str, Any] | None) -> Ta
         "[bold]all[/bold]", f"[bold]{checkpoint['tensors']:,}[/bold]", f"[bold]{checkpoint['bytes']:,}[/bold]"
     )
     if stored is not None:
-        files = f"in {stored['files']:,} file{'' if stored['files'] == 1 else 's'}"
-        table.add_row(files, f"{stored['tensors']:,}", f"{stored['bytes']:,}")
+        table.add_row(f"in {counted(stored['files'], 'file')}", f"{stored['tensors']:,}", f"{stored['bytes']:,}")
     return table
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dsv4.commands.terminal.amounts import counted, dollars
-from dsv4.commands.terminal.wide_table import print_whole
+from dsv4.commands.terminal.wide_table import print_whole, sums_table
 from dsv4.migration.costs import Costs, recalculate, vendor_costs
 from dsv4.migration.exports import read_export
 from dsv4.migration.files import Skipped, read_sources
@@ -50,10 +50,7 @@ def print_costs(exports: Sequence[str], model: str) -> None:
     prices, today = price_list(), datetime.now(UTC)
     costs = recalculate(lines, prices, model, today)
     tokens = sum((row.tokens for row in costs), Tokens())
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("model", overflow="fold")
-    for title in ("requests", "hit", "miss", "output", "reasoning", "USD then", "USD today"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = sums_table("model", "requests", "hit", "miss", "output", "reasoning", "USD then", "USD today")
     for row in costs:
         counts = (row.requests, row.tokens.hit, row.tokens.miss, row.tokens.output, row.tokens.reasoning)
         then = "?" if row.unpriced and not row.high else _span(row.low, row.high)

@@ -12,7 +12,7 @@ from dsv4.post_training.domains.solutions import write_conversations
 
 
 def write_solutions(
-    domain: str, out: Path, count: int, seed: int, thinking: bool | None, efforts: Sequence[str | int], level: Level
+    domain: str, out: Path, *, count: int, seed: int, thinking: bool | None, efforts: Sequence[str | int], level: Level
 ) -> None:
     """Write solved problems of a domain to a file of JSONL."""
     write_conversations(domain, out, count, seed, thinking, efforts, level)

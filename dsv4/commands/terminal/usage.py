@@ -8,11 +8,10 @@ from contextlib import closing
 from datetime import datetime
 from typing import cast
 
-from rich.table import Table
 from rich.text import Text
 
 from dsv4.commands.terminal.amounts import counted, dollars
-from dsv4.commands.terminal.wide_table import print_whole
+from dsv4.commands.terminal.wide_table import print_whole, sums_table
 from dsv4.usage.prices import official_name, parse_time, price_list
 from dsv4.usage.records import time_text
 from dsv4.usage.report import (
@@ -62,10 +61,7 @@ def _time(flag: str, text: str) -> datetime:
 
 
 def _print_table(by: str, sums: Sequence[UsageSum], price_as: str | None) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column(by, overflow="fold")
-    for title in ("requests", "hit", "miss", "output", "reasoning", "seconds", "cost USD"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = sums_table(by, "requests", "hit", "miss", "output", "reasoning", "seconds", "cost USD")
     everything = total(sums)
     for row in [*sums, everything] if len(sums) > 1 else sums:
         cost = "?" if row.unpriced == row.requests else dollars(row.cost_usd)

@@ -1,4 +1,4 @@
-"""Plans of training runs as tables for a terminal."""
+"""Printing of `dsv4 plan`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from dsv4.analysis.training_memory import Memory
 from dsv4.analysis.training_plan import MOST_DOUBLINGS, StagePlan
-from dsv4.commands.terminal.wide_table import print_whole
+from dsv4.commands.terminal.wide_table import figures_table, print_whole
 from dsv4.training.parts_plan import PartsPlan
 from dsv4.training.prediction import Comparison, RunPlan
 
@@ -36,15 +36,15 @@ def print_plan(name: str, plan: RunPlan, console: Console | None = None) -> None
     _print_rounded(plan.stages, console)
 
 
-def print_parts(name: str, plan: PartsPlan, console: Console | None = None) -> None:
+def print_parts(name: str, plan: PartsPlan) -> None:
     """Print the plans of a recipe's parts as one table, with the memory of each stage's fullest rank."""
-    console = console or Console(highlight=False)
+    console = Console(highlight=False)
     settings = [part.setting for part in plan.parts.values()]
     kinds = dict.fromkeys(f"{one.gpus:,} x {one.machine.name}, {one.precision}" for one in settings)
     _print(console, f"[bold]{escape(name)}[/bold] on {'; '.join(kinds)}")
     for part, own in plan.parts.items():
         _print_unfit(f"{part} ", own, console)
-    table = _table("stage", "tokens", "ranks d/e/c/p", "recompute", "s/step", "memory", "time")
+    table = figures_table("stage", "tokens", "ranks d/e/c/p", "recompute", "s/step", "memory", "time")
     for part, own in plan.parts.items():
         for stage in own.stages:
             memory, fits = _bytes(stage.memory.total), stage.fits
@@ -117,7 +117,7 @@ def _ranks(plan: StagePlan) -> str:
 
 
 def _stages(plan: RunPlan) -> Table:
-    table = _table("stage", "steps", "ranks d/e/c/p", "recompute", "s/step", "MFU", "time")
+    table = figures_table("stage", "steps", "ranks d/e/c/p", "recompute", "s/step", "MFU", "time")
     for stage in plan.stages:
         taken = [_figure(stage.step_seconds), f"{stage.mfu:.1%}", _time(stage.seconds)]
         table.add_row(
@@ -129,7 +129,7 @@ def _stages(plan: RunPlan) -> Table:
 
 
 def _memory(plan: RunPlan) -> Table:
-    table = _table("", *(escape(stage.shape.name) for stage in plan.stages))
+    table = figures_table("", *(escape(stage.shape.name) for stage in plan.stages))
     for field in fields(Memory):
         table.add_row(field.name, *(_bytes(getattr(stage.memory, field.name)) for stage in plan.stages))
     table.add_section()
@@ -137,16 +137,16 @@ def _memory(plan: RunPlan) -> Table:
     return table
 
 
-def print_comparison(found: Sequence[Comparison], console: Console | None = None) -> None:
+def print_comparison(found: Sequence[Comparison]) -> None:
     """Print what was predicted for a run's stages beside what they took."""
-    table = _table("stage", "steps", "tokens/step", "s/step", "measured", "ratio", "peak", "measured", "ratio")
+    table = figures_table("stage", "steps", "tokens/step", "s/step", "measured", "ratio", "peak", "measured", "ratio")
     for one in found:
         table.add_row(
             escape(one.stage), f"{one.steps:,}", f"{one.tokens_per_step:,.0f}", _figure(one.predicted_seconds),
             _figure(one.measured_seconds), f"{one.predicted_seconds / one.measured_seconds:.2f}",
             _bytes(one.predicted_bytes), _bytes(one.measured_bytes), f"{one.predicted_bytes / one.measured_bytes:.2f}",
         )  # fmt: skip
-    _print_table("Predicted and measured", table, console or Console(highlight=False))
+    _print_table("Predicted and measured", table, Console(highlight=False))
 
 
 def _print(console: Console, line: str) -> None:
@@ -157,13 +157,6 @@ def _print(console: Console, line: str) -> None:
 def _print_table(title: str, table: Table, console: Console) -> None:
     _print(console, f"[bold cyan]{title}[/bold cyan]")
     print_whole(table, console)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", header_style="dim", no_wrap=True)
-    return table
 
 
 def _figure(number: float) -> str:
