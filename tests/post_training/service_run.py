@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.post_training.rewards import RewardSettings
 from dsv4.post_training.rollout_service.launchers import Launcher, ProcessLauncher
 from dsv4.post_training.rollout_service.process import WorkerPlan, work
+from dsv4.post_training.rollout_service.queue import RolloutQueue
+from dsv4.post_training.rollout_service.records import Step
 from dsv4.post_training.rollout_service.service import RolloutService, ServiceSettings
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.export import export_model
@@ -42,16 +46,37 @@ def small_folder(root: Path) -> Path:
     return root / "model"
 
 
-def _work(plan: WorkerPlan) -> None:
+Stays = Callable[[int, int], bool]  # of the number of a worker, from 0, and of the tokens that it has logged
+
+
+def _never(number: int, tokens: int) -> bool:
+    return False
+
+
+def _work(plan: WorkerPlan, number: int, stays: Stays) -> None:
+    """Work on the queue. While `stays(...)`, the worker does no more than keep its leases."""
     torch.set_num_threads(1)
+    write, logged = RolloutQueue.write, 0
+
+    def counted(queue: RolloutQueue, steps: Sequence[Step]) -> set[int]:
+        nonlocal logged
+        lost = write(queue, steps)
+        logged += sum(len(step.tokens) for step in steps if step.lease.id not in lost)
+        while stays(number, logged):
+            time.sleep(0.05)
+            write(queue, [Step(step.lease, step.position) for step in steps])
+        return lost
+
+    RolloutQueue.write = counted  # type: ignore[method-assign]
     work(plan)
 
 
 class ForkedWorker:
     """A worker in a process that is forked where all imports are done; `killed` gets its process if SIGKILL ends it."""
 
-    def __init__(self, plan: WorkerPlan, killed: set[int]) -> None:
-        self._process, self._killed = FORKED.Process(target=_work, args=(plan,), daemon=True), killed
+    def __init__(self, plan: WorkerPlan, killed: set[int], number: int, stays: Stays) -> None:
+        self._process = FORKED.Process(target=_work, args=(plan, number, stays), daemon=True)
+        self._killed = killed
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -68,13 +93,19 @@ class ForkedWorker:
 
 
 class ForkedLauncher:
-    """Starts workers that are there in no time; `killed`: processes of those that SIGKILL has ended."""
+    """Starts workers that are there in no time, each of which goes on unless `stays`.
 
-    def __init__(self) -> None:
-        self.killed = set[int]()
+    `started`: their processes, in order; `killed`: those that SIGKILL has ended.
+    """
+
+    def __init__(self, stays: Stays = _never) -> None:
+        self.started, self.killed = list[int](), set[int]()
+        self._stays = stays
 
     def start(self, plan: WorkerPlan, place: int) -> ForkedWorker:
-        return ForkedWorker(plan, self.killed)
+        worker = ForkedWorker(plan, self.killed, len(self.started), self._stays)
+        self.started.append(worker.pid)
+        return worker
 
     def close(self) -> None:
         """Nothing: the server that forks them is for other tests too."""

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -247,7 +248,7 @@ def test_new_weights_in_the_middle_keep_the_tokens_and_mark_the_versions(tmp_pat
 def test_a_worker_that_takes_long_over_new_weights_is_not_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its leases are renewed meanwhile, but not without end."""
+    """Its leases are renewed meanwhile, but not without end: its time stands still until both have been seen."""
     model, url = small_policy()[0].model, f"sqlite:///{tmp_path / 'q.db'}"
     export_model(model, tokenizer_files(nano_path(), tmp_path), tmp_path / "model")
     weights, queue = PublishedWeights(tmp_path / "weights"), RolloutQueue(url, LEASE, run="r")
@@ -269,7 +270,9 @@ def test_a_worker_that_takes_long_over_new_weights_is_not_silent(
     def slow(published: PublishedWeights, version: int, into: Transformer) -> bool:
         if version == 2:
             time.sleep(2 * LEASE)  # by now the leases of before have ended
-            silent.extend([seen(set()), seen({"w"})])
+            silent.append(seen(set()))
+            clock.now += plan.silence_seconds + 1.0
+            silent.append(seen({"w"}))
         return plain(published, version, into)
 
     def until() -> bool:
@@ -277,6 +280,10 @@ def test_a_worker_that_takes_long_over_new_weights_is_not_silent(
             weights.publish(2, model)
         return bool(silent) and not queue.unfinished(1)
 
+    clock = Clock()
+    clock.now = time.monotonic()
+    workers_time = SimpleNamespace(monotonic=clock, sleep=time.sleep)
+    monkeypatch.setattr("dsv4.post_training.rollout_service.worker.time", workers_time)
     monkeypatch.setattr(PublishedWeights, "load", slow)
     weights.publish(1, model)
     work(plan, until)
@@ -309,7 +316,16 @@ def test_tokens_of_weights_that_a_run_has_lost_are_drawn_again(tmp_path: Path) -
 
 
 def _work(url: str) -> None:
-    RolloutWorker(f"process {os.getpid()}", RolloutQueue(url, lease_seconds=1.0), small_llm()).run(lambda: False)
+    """Work until SIGKILL comes; if it is late, wait for it behind 90 tokens: not all of them are one process's."""
+    queue = RolloutQueue(url, lease_seconds=1.0)
+    before = queue.num_tokens()
+
+    def until() -> bool:
+        while queue.num_tokens() >= before + 90:
+            time.sleep(1.0)
+        return False
+
+    RolloutWorker(f"process {os.getpid()}", queue, small_llm()).run(until)
 
 
 def test_real_processes_may_be_killed(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from dsv4.post_training.rollout_service.queue import RolloutQueue
 from dsv4.post_training.rollout_service.records import LoggedToken, NewRequest, Step
 from dsv4.post_training.rollout_service.service import RolloutService
 from dsv4.post_training.rollout_service.staleness import Staleness, staleness
-from dsv4.post_training.rollout_service.tables import METADATA, ServiceError
+from dsv4.post_training.rollout_service.tables import METADATA, REQUESTS, ServiceError, database
 from dsv4.post_training.rollout_service.weights import PublishedWeights
 from dsv4.post_training.rollouts import Rollout
 from dsv4.post_training.teachers import Teacher, Teachers
@@ -283,14 +283,16 @@ def test_a_queue_that_cannot_be_reached_is_named(url: str, message: str, folder:
 def test_a_run_ends_in_words_with_its_queue_and_goes_on_with_a_new_one(
     queue_url: str, folder: Path, filtered, tmp_path: Path
 ) -> None:
-    launcher, ended = Ending(None), threading.Event()
+    launcher, ended, engine = Ending(None), threading.Event(), database(queue_url)
+
+    def rename(name: str, to: str) -> None:
+        with engine.begin() as connection:
+            connection.execute(sql.text(f"ALTER TABLE {name} RENAME TO {to}"))
 
     def lose() -> None:
         while not ended.wait(0.01):
             if launcher.started and service.queue.open_batches():
-                database = sql.create_engine(service.queue._engine.url)
-                METADATA.drop_all(database)
-                database.dispose()
+                rename(REQUESTS.name, "lost")  # not DROP, which holds one table while it waits for another, as a run
                 return
 
     service = make_service(tmp_path, folder, launcher, url=queue_url, workers=1)
@@ -302,6 +304,9 @@ def test_a_run_ends_in_words_with_its_queue_and_goes_on_with_a_new_one(
     finally:
         ended.set()
         loser.join()
+    rename("lost", REQUESTS.name)
+    METADATA.drop_all(engine)
+    engine.dispose()
     again = make_run(
         tmp_path, folder, make_service(tmp_path, folder, ForkedLauncher(), queue_url, workers=1), filtered.settings
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -49,13 +48,18 @@ class LookedAt(ShellEnvironment):
         return Explained(has_f(answer), "an f")
 
 
-def train(folder: Path, run_dir: Path) -> None:
-    """A run of two steps, saved at its end; every command that a sandbox runs is noted in `ran`."""
+def train(folder: Path, run_dir: Path, is_last: Callable[[Path], bool]) -> None:
+    """A run of two steps, saved at its end; every command that a sandbox runs is noted in `ran`.
+
+    It ends by SIGKILL at the first command at which `is_last(run_dir)`: noted, and not run.
+    """
     run_command = SupervisedSandbox.exec
 
     def noted(self: SupervisedSandbox, *args: Any, **options: Any) -> Any:
         with (run_dir / "ran").open("a") as file:
             file.write("x")
+        if is_last(run_dir):
+            os.kill(os.getpid(), signal.SIGKILL)
         return run_command(self, *args, **options)
 
     SupervisedSandbox.exec = noted  # type: ignore[method-assign]
@@ -75,18 +79,30 @@ def num_ran(run_dir: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def run_in_a_process(folder: Path, run_dir: Path, is_time: Callable[[], bool] | None = None) -> None:
+def never(run_dir: Path) -> bool:
+    return False
+
+
+def in_first_step(run_dir: Path) -> bool:
+    return num_ran(run_dir) >= 4
+
+
+def in_second_step(run_dir: Path) -> bool:
+    """At the third command behind the first step."""
+    if not (run_dir / "metrics.jsonl").exists() or not metrics(run_dir):
+        return False
+    with (run_dir / "ran_in_second_step").open("a") as file:
+        file.write("x")
+        return file.tell() >= 3
+
+
+def run_in_a_process(folder: Path, run_dir: Path, is_last: Callable[[Path], bool] = never) -> None:
     """The run to its end, or to a SIGKILL."""
     run_dir.mkdir(exist_ok=True)
-    process = FORKED.Process(target=train, args=(folder, run_dir))
+    process = FORKED.Process(target=train, args=(folder, run_dir, is_last))
     process.start()
-    while is_time is not None and process.is_alive() and not is_time():
-        time.sleep(0.002)
-    if is_time is not None:
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
     process.join(300.0)
-    assert process.exitcode == (0 if is_time is None else -signal.SIGKILL)
+    assert process.exitcode == (0 if is_last is never else -signal.SIGKILL)
 
 
 def test_a_killed_run_runs_no_command_again_that_has_ended(tmp_path: Path) -> None:
@@ -96,14 +112,7 @@ def test_a_killed_run_runs_no_command_again_that_has_ended(tmp_path: Path) -> No
     lines = metrics(whole)
     assert num_ran(whole) > 8 and any(line["updates"] for line in lines)
 
-    first_step = list[int]()
-
-    def in_second_step() -> bool:
-        if not first_step and (killed / "metrics.jsonl").exists() and metrics(killed):
-            first_step.append(num_ran(killed))
-        return bool(first_step) and num_ran(killed) >= first_step[0] + 3
-
-    run_in_a_process(folder, killed, lambda: num_ran(killed) >= 4)
+    run_in_a_process(folder, killed, in_first_step)
     assert list((killed / "sessions").glob("*/*.snapshots/*"))  # of the episodes that were cut off
     run_in_a_process(folder, killed, in_second_step)
     assert not (killed / "state.pt").exists() and num_ran(killed) < num_ran(whole)

@@ -32,7 +32,20 @@ from dsv4.training.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "pretrain.py"
-STEPS = 20  # of a run that is killed after three: enough that it has not ended before
+STEPS = 20  # of a run that is killed after three
+# The recipe, in a process that waits for its signal before the last step but one: it must not end if that is late.
+WAITING = f"""
+import runpy, sys, time
+from dsv4.training.loop import TrainingLoop
+stops = TrainingLoop._stops
+def stops_later(self, stop):
+    while self.progress.step == {STEPS - 2} and not stop.requested:
+        time.sleep(0.01)
+    return stops(self, stop)
+TrainingLoop._stops = stops_later
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 SIZE = [
     *("stages.0.row_tokens=128", "stages.0.sequence=64", "data.group_rows=4", "run.save_every=2", "run.seed=3"),
     *("data.fill_in_middle=0.3", "data.split_merged=0.3"),
@@ -82,7 +95,8 @@ def test_a_killed_run_goes_on_to_the_same_losses(
     common = [f"model.base={model}", f"data.text={texts}", f"stages.0.steps={STEPS}", *SIZE]
     assert main([*common, "--run-dir", str(tmp_path / "straight"), "--out", str(tmp_path / "a")]) == 0
     run = tmp_path / "killed"
-    command = [sys.executable, str(RECIPE), *common, "--run-dir", str(run), "--out", str(tmp_path / "b")]
+    command = [sys.executable, "-c", WAITING, str(RECIPE), *common]
+    command += ["--run-dir", str(run), "--out", str(tmp_path / "b")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 300
@@ -94,7 +108,7 @@ def test_a_killed_run_goes_on_to_the_same_losses(
         process.kill()
         process.wait()
     done = len(losses(run))
-    assert done >= 3
+    assert 3 <= done < STEPS
     if sent == signal.SIGTERM:
         assert process.returncode == 128 + signal.SIGTERM, said
         assert f"stopped by SIGTERM after step {done} of {STEPS}; the state is saved in {run / 'state.pt'}" in said

@@ -50,6 +50,13 @@ def loads_once(folder: Path, mark: Path, fields: dict[str, object]) -> LLM:
     return scripted_llm(folder, fields)
 
 
+def slow_at_first(folder: Path, mark: Path, seconds: float) -> LLM:
+    """As `scripted_llm`, but in the first process a prompt takes so long."""
+    is_first = not mark.exists()
+    mark.touch()
+    return scripted_llm(folder, {"seconds_of_prefill": seconds if is_first else 0.0})
+
+
 def slow_to_compile(folder: Path, seconds: float) -> LLM:
     """LLM whose constraints take long to compile."""
     compile_now = GrammarCompiler.compile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,7 @@ class ScriptedModel:
         self.reply: str | Callable[[list[int]], str] = "</think>ok"
         self.seconds_per_step = 0.0
         self.seconds_of_prefill = 0.0
+        self.held: threading.Event | None = None  # its steps wait until it is set
         self.fail: str | None = None
         self.prompts: list[list[int]] = []
         self.num_sampled = 0
@@ -56,6 +58,8 @@ class ScriptedModel:
     def next_token_logits(self, batch: RaggedBatch, cache: ScriptedCache, rows: np.ndarray) -> Tensor:
         if self.fail is not None:
             raise RuntimeError(self.fail)
+        if self.held is not None:
+            self.held.wait()
         decoding = all(length == 1 for length in batch.lengths.tolist())
         time.sleep(self.seconds_per_step if decoding else self.seconds_of_prefill)
         ids, held = batch.token_ids.tolist(), []

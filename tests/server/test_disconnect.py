@@ -1,5 +1,6 @@
 """A client's disconnect stops its generation: no ghost requests."""
 
+import json
 import threading
 import time
 
@@ -70,15 +71,27 @@ def test_a_stop_string_frees_the_engine_before_the_model_is_done(slow) -> None:
 
 
 def test_a_silent_prefill_sends_keep_alives(model, serve) -> None:
-    model.seconds_of_prefill = 0.5
     with serve(model, keep_alive_seconds=0.1) as served:
-        http = served.http()
-        chat = http.post(PATHS[0], json=BODY | {"stream": True}).text
+
+        def read(path: str, **fields: object) -> str:
+            """An answer; the model moves once its first piece has come."""
+            model.held, text = threading.Event(), ""
+            try:
+                with served.http().stream("POST", path, json=BODY | fields) as response:
+                    for piece in response.iter_text():
+                        text += piece
+                        model.held.set()
+            finally:
+                model.held.set()
+            return text
+
+        chat = read(PATHS[0], stream=True)
         assert chat.startswith(": keep-alive\n\n") and chat.endswith("data: [DONE]\n\n")
-        messages = http.post(PATHS[1], json=BODY | {"stream": True}).text
+        messages = read(PATHS[1], stream=True)
         assert messages.startswith('event: ping\ndata: {"type": "ping"}\n\n')
-        whole = http.post(PATHS[0], json=BODY)
-        assert whole.text.startswith("\n") and whole.json()["choices"][0]["message"]["content"] == "ok"
+        whole = read(PATHS[0])
+        assert whole.startswith("\n") and json.loads(whole)["choices"][0]["message"]["content"] == "ok"
+        model.seconds_of_prefill = 0.5
         assert served.openai().chat.completions.create(**BODY).choices[0].message.content == "ok"
         with served.anthropic().messages.stream(max_tokens=20, **BODY) as events:
             assert events.get_final_text() == "ok"

@@ -41,10 +41,11 @@ from .scripted_engine import (
     killed_while_it_loads,
     loads_once,
     scripted_llm,
+    slow_at_first,
     slow_to_compile,
     slow_to_load,
 )
-from .test_drain import Reader, process_serving
+from .test_drain import NO_KEEP_ALIVE, Reader, process_serving
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5000}
@@ -146,8 +147,9 @@ def test_a_crash_ends_streams_and_whole_answers_and_the_engine_comes_back(
         assert "the engine process has been started again" in caplog.text
 
 
-def test_the_sdk_repeats_a_request_that_a_crash_has_ended(folder: Path) -> None:
-    with served(folder, {"seconds_of_prefill": 0.5}) as server:
+def test_the_sdk_repeats_a_request_that_a_crash_has_ended(folder: Path, tmp_path: Path) -> None:
+    engine = EngineProcess(partial(slow_at_first, folder, tmp_path / "started", 10 * HANG))
+    with serving(engine) as server:  # type: ignore[arg-type]
         assert isinstance(server.engine, EngineProcess) and server.engine.pid is not None
         client = openai.OpenAI(base_url=server.url + "/v1", api_key="x", max_retries=10)
         with client, ThreadPoolExecutor(1) as pool:
@@ -364,7 +366,8 @@ def test_sigterm_to_the_whole_group_lets_open_answers_end() -> None:
 
 
 def test_a_long_step_delays_neither_the_shutdown_nor_the_end_of_the_engine() -> None:
-    with process_serving(engine_process=True, seconds_of_prefill=300.0, grace_seconds=0.5) as (process, url):
+    settings = {"seconds_of_prefill": 300.0, "grace_seconds": 0.5, **NO_KEEP_ALIVE}
+    with process_serving(engine_process=True, **settings) as (process, url):
         (engine,) = children(process.pid)
         reader = Reader(url, CHAT)
         until(lambda: patient.get(url + "/health").json()["running"] == 1)

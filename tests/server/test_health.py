@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
 
+from dsv4.server.health import DeepCheck
 from tests.server.conftest import Served
 
 from . import patient
+from .scripted_model import ScriptedModel
+
+
+@contextlib.contextmanager
+def held(model: ScriptedModel) -> Iterator[None]:
+    """Context in which the model does not move."""
+    model.held = threading.Event()
+    try:
+        yield
+    finally:
+        model.held.set()
 
 
 def deep(served: Served, path: str = "/health/deep", **params) -> httpx.Response:
@@ -55,21 +70,26 @@ def test_a_model_that_fails_is_found_by_a_deep_check_only(serve, model) -> None:
 
 
 def test_a_model_that_does_not_move_is_stuck_within_the_deadline(serve, model) -> None:
-    model.seconds_of_prefill = model.seconds_per_step = 5.0
-    with serve(model) as served:
-        start = time.monotonic()
+    with serve(model) as served, held(model):  # it moves only after the answer
         response = deep(served, seconds=1)
-        assert time.monotonic() - start < 4.0
         assert response.status_code == 503 and response.json()["status"] == "stuck"
 
 
-def test_a_caller_that_waits_no_longer_decides_for_no_other(serve, model) -> None:
-    model.seconds_of_prefill = model.seconds_per_step = 6.0  # both have asked by then, on a busy machine too
+def test_a_caller_that_waits_no_longer_decides_for_no_other(serve, model, monkeypatch) -> None:
+    shared, asked = DeepCheck._shared, threading.Semaphore(0)
+
+    def counted(check: DeepCheck, of: Any) -> Any:
+        asked.release()
+        return shared(check, of)
+
+    monkeypatch.setattr(DeepCheck, "_shared", counted)
     with serve(model) as served, ThreadPoolExecutor(2) as threads:
-        hasty = threads.submit(deep, served, seconds=1)
-        served.wait_until_running(1)
-        patient = threads.submit(deep, served)
-        assert hasty.result().json()["status"] == "stuck"
+        with held(model):  # until both have asked, and one waits no longer
+            hasty = threads.submit(deep, served, seconds=1)
+            assert asked.acquire(timeout=60)
+            patient = threads.submit(deep, served)
+            assert asked.acquire(timeout=60)
+            assert hasty.result().json()["status"] == "stuck"
         assert patient.result().json()["status"] == "ok"
         assert model.num_sampled == 1
 

@@ -79,7 +79,7 @@ def test_running_requests_are_shown_while_the_engine_is_busy(model, serve) -> No
 @pytest.mark.parametrize("process", [False, True], ids=["in the server", "process"])
 def test_answers_that_their_calls_have_ended_have_stopped(model, folder: Path, process: bool) -> None:
     """The engine would go on; it is told before the client has its answer, so that it is the same however it races."""
-    fields = {"reply": "</think>" + markup("f", x="v") + "word " * 500, "seconds_per_step": 0.01}
+    fields = {"reply": "</think>" + markup("f", x="v") + "word " * 5000, "seconds_per_step": 0.01}
     for name, value in fields.items():
         setattr(model, name, value)
     llm = EngineProcess(partial(scripted_llm, folder, fields)) if process else LLM(model, folder=folder)
@@ -91,7 +91,7 @@ def test_answers_that_their_calls_have_ended_have_stopped(model, folder: Path, p
         served.wait_until_idle()
         got = samples(served.http().get("/metrics").text)
     assert (got["vllm:request_success_total/stop"], got["vllm:request_success_total/abort"]) == (3, 0)
-    assert got["vllm:generation_tokens_total"] < 3 * (answer["usage"]["completion_tokens"] + 50)
+    assert got["vllm:generation_tokens_total"] < 5000, "of 25,000 of each answer: it may be told late"
 
 
 def test_metrics_need_a_key_where_answers_do(model, serve) -> None:

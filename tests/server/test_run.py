@@ -168,8 +168,10 @@ def test_weights_cut_short_under_a_server_fail_its_health(folder: Path, tmp_path
 @contextlib.contextmanager
 def slow_loading(folder: Path, may_load: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server process whose loading begins when the file `may_load` is there -> (process, URL)."""
-    with bind("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
+    reserved = socket.socket()  # it holds the port until the server has it: no other process is given it meanwhile
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # but one that asks for it by number, as the server
+    reserved.bind(("127.0.0.1", 0))
+    port = reserved.getsockname()[1]
     code = (
         "import pathlib, time; from dsv4.server import loading, run\n"
         "load = loading.load_engines\n"
@@ -180,7 +182,7 @@ def slow_loading(folder: Path, may_load: Path) -> Iterator[tuple[subprocess.Pope
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+    with reserved, subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
         try:
             yield process, f"http://127.0.0.1:{port}"
         finally:

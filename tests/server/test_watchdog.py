@@ -27,7 +27,7 @@ from dsv4.engine.process.watchdog import Activity, StuckWatch
 from .conftest import serving
 from .scripted_engine import dies_of, scripted_llm
 from .scripted_model import ScriptedModel
-from .test_engine_process import CHAT, HANG, LONG, SHORT, alive, collect, engine_of, run, until
+from .test_engine_process import CHAT, FIELDS, HANG, LONG, SHORT, alive, collect, engine_of, run, until
 
 FATAL = "doom"
 
@@ -90,11 +90,37 @@ def test_a_process_that_hears_nothing_does_not_hold_up_the_end(
     assert "did not end within 0.5 s and is killed" in caplog.text
 
 
-def test_an_engine_that_moves_or_rests_is_left_alone(folder: Path) -> None:
-    make = partial(scripted_llm, folder, {"reply": LONG, "seconds_per_step": 0.2})
-    with engine_of(make, stuck_seconds=3.0) as engine:
-        assert len(run(collect(engine, [3, 4], SamplingParams(max_tokens=20)))) == 20
-        time.sleep(4.0)
+class PatientWatch(StuckWatch):
+    """Looks at a process with work when it has moved, so that a busy machine is no standstill; `looks`: what it saw."""
+
+    looks: list[Activity]
+
+    def verdict(self, process: Any, now: Activity) -> str | None:
+        while not self._has_moved(now):
+            time.sleep(0.01)
+            now = process.activity
+        self.looks.append(now)
+        return super().verdict(process, now)
+
+    def _has_moved(self, now: Activity) -> bool:
+        stepped = not now.num_requests or now.num_steps != self._last.num_steps
+        return stepped and (not now.num_calls or now.num_messages != self._last.num_messages)
+
+
+def test_an_engine_that_moves_or_rests_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = list[Activity]()
+    monkeypatch.setattr(PatientWatch, "looks", looks, raising=False)
+    monkeypatch.setattr("dsv4.engine.process.client.StuckWatch", PatientWatch)
+
+    async def work(engine: EngineProcess) -> None:
+        stream = engine.stream([3, 4], SamplingParams(max_tokens=len(LONG)))
+        while sum(look.num_requests for look in looks) < 20:
+            await anext(stream)
+        await stream.aclose()
+
+    with engine_of(partial(scripted_llm, folder, FIELDS), stuck_seconds=0.8) as engine:
+        run(work(engine))
+        until(lambda: len(looks) > 20 and not any(look.num_requests for look in looks[-20:]))
         assert engine.num_restarts == 0
 
 
@@ -252,10 +278,12 @@ def test_a_suspect_does_not_wait_for_its_trial_for_ever() -> None:
 
 def test_an_engine_of_a_replica_that_stands_still_is_told(folder: Path) -> None:
     """The replica then ends its process, and Ray starts another."""
-    engine = AsyncEngine(scripted_llm(folder, {"seconds_of_prefill": 3.0}))
+    moves = threading.Event()
+    engine = AsyncEngine(scripted_llm(folder, {"held": moves}))
     request = engine.reserve([3, 4], SHORT)
     engine.start(request, Nobody(), watched=False)
     verdict = standstill(engine, StuckWatch(0.4))
+    moves.set()
     assert verdict == "took no step for 0.4 s with 1 requests open"
     engine.close()
     assert standstill(engine, StuckWatch(0.4)) is None and standstill(engine, None) is None

@@ -32,8 +32,11 @@ def test_a_heartbeat_goes_on_while_a_long_text_is_tokenized() -> None:
     tokenizer = Tokenizer.from_pretrained(nano_path())
     text = "The cat sat on the mat, 12 + 30 = 42.\n" * 20_000
     for work in (tokenizer.encode, lambda text: tokenizer.encode_rendered(text, [])):
-        with Heartbeat() as heart:
-            started = time.monotonic()
-            work(text)
-            seconds = time.monotonic() - started
-        assert heart.longest_pause < seconds / 3, f"a pause of {heart.longest_pause:.2f} s of {seconds:.2f} s"
+        tries = list[tuple[float, float]]()
+        while len(tries) < 5 and not any(pause < seconds / 3 for pause, seconds in tries):  # a machine may pause too
+            with Heartbeat() as heart:
+                started = time.monotonic()
+                work(text)
+                seconds = time.monotonic() - started
+            tries.append((heart.longest_pause, seconds))
+        assert any(pause < seconds / 3 for pause, seconds in tries), f"(pause, seconds) of each try: {tries}"

@@ -116,8 +116,9 @@ def sandbox(kind: type[SupervisedSandbox]) -> Iterator[SupervisedSandbox]:
 @pytest.fixture(scope="session")
 def outside() -> Iterator["Outside"]:
     """Things on the machine that a program in a sandbox would like to reach."""
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    until_its_input_ends = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     with (
+        subprocess.Popen(until_its_input_ends, stdin=subprocess.PIPE) as process,
         tempfile.TemporaryDirectory() as folder,  # not pytest's, which other users cannot enter
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as unix,
@@ -127,8 +128,7 @@ def outside() -> Iterator["Outside"]:
         server.setblocking(False)
         unix.setblocking(False)
         yield Outside(Path(folder), process, server, unix)
-    process.kill()
-    process.wait()
+        process.kill()
 
 
 class Outside:
@@ -144,6 +144,7 @@ class Outside:
         (self.shown / "file").write_text("seen")
         self.process = process
         self.server, self.unix = server, unix
+        self.clock = time.time() - time.monotonic()
         self.state = self.look()
 
     def look(self) -> dict[str, object]:
@@ -153,7 +154,7 @@ class Outside:
             "process": self.process.poll(),
             "host": socket.gethostname(),
             "mounts": [line for line in Path("/proc/self/mounts").read_text().splitlines() if " /box " in line],
-            "clock": round((time.time() - time.monotonic()) / 10),
+            "clock": round((time.time() - time.monotonic() - self.clock) / 10),  # 0 up to a step of 5 seconds
             "mask": os.umask(os.umask(0o022)),
         }
 

@@ -1,5 +1,6 @@
 """Scores of programs by calls that share a command."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -191,9 +192,13 @@ def test_one_command_runs_all_calls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_command_goes_on_where_the_sandboxs_limit_ended_one() -> None:
-    with NamespaceSandbox(replace(SMALL, wall_seconds=3.0)) as box:
-        program = "import os, time\ndef f(x):\n    time.sleep(1.2)\n    return [2 * x, os.listdir()].pop(0)\n"
-        assert reasons(box, program, timeout=2.5) == ["passed"] * 4
+    """The second call takes longer than a command may, until the time of the first command is over."""
+    with NamespaceSandbox(replace(SMALL, wall_seconds=6.0)) as box:
+        late = f"x == 1 and time.monotonic() < {time.monotonic() + 6.0}"
+        program = (
+            f"import os, time\ndef f(x):\n    if {late}: time.sleep(60)\n    return [2 * x, os.listdir()].pop(0)\n"
+        )
+        assert reasons(box, program, timeout=60.0) == ["passed"] * 4
 
 
 def test_after_so_many_that_hang_no_call_is_made(sandbox: SupervisedSandbox) -> None:

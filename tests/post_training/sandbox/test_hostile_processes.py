@@ -19,7 +19,7 @@ for _ in range(12):
         os.fork()
     except OSError:
         pass
-time.sleep(1)
+time.sleep(5)  # the supervisor looks every now and then
 """,
         reached="processes",
         killed_by=(None, "memory"),  # so many interpreters are near both limits
@@ -36,11 +36,11 @@ import threading
 started = 0
 try:
     for _ in range(200):
-        threading.Thread(target=time.sleep, args=(5,), daemon=True).start()
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
         started += 1
 except RuntimeError as error:
     print("refused after", started, error, flush=True)
-    time.sleep(1)  # the supervisor looks every now and then
+    time.sleep(5)  # the supervisor looks every now and then
 os._exit(0)
 """,
         says="refused after (1\\d|2[0-4]) ",

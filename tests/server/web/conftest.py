@@ -6,7 +6,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,11 +36,12 @@ expect.set_options(timeout=20_000)  # not 5 s: where all cores compute, a page t
 class Script:
     """One answer: pieces of reasoning and text, `pause` seconds before each; or a status with an error text.
 
-    `held`: the second and later pieces of the text wait until it is set. An event in `progress` holds all that follows.
+    `held`: the second and later pieces of the text wait until it is set. An event among pieces, or in `progress`, holds
+    all that follows.
     """
 
-    answer: list[str] = field(default_factory=list)
-    thinking: list[str] = field(default_factory=list)
+    answer: Sequence[str | threading.Event] = ()
+    thinking: Sequence[str | threading.Event] = ()
     calls: list[dict[str, Any]] = field(default_factory=list)  # pieces of tool calls, after the text
     pause: float = 0.0
     held: threading.Event | None = None
@@ -77,13 +78,18 @@ class Script:
         chunks: list[dict[str, Any] | threading.Event] = [
             one if isinstance(one, threading.Event) else {"choices": [], "usage": None} | one for one in self.progress
         ]
-        for place, delta in enumerate(deltas):
+        place = 0
+        for delta in deltas:
+            if events := [piece for piece in delta.values() if isinstance(piece, threading.Event)]:
+                chunks += events
+                continue
             choice = {"index": 0, "delta": delta, "finish_reason": None}
             chunks.append({"choices": [choice], "usage": None, "timings": self.timings(max(place, 1))})
+            place += 1
         return chunks
 
     def last(self) -> dict[str, Any]:
-        tokens = len(self.thinking) + len(self.answer)
+        tokens = sum(isinstance(piece, str) for piece in (*self.thinking, *self.answer))
         usage = {"prompt_tokens": 5, "completion_tokens": tokens, "total_tokens": tokens + 5}
         delta = {"content": "", "reasoning_content": None}
         return {"choices": [{"index": 0, "delta": delta, "finish_reason": self.finish}], "usage": usage}
@@ -233,14 +239,14 @@ class Tab:
         if message.type == "error" and "Failed to load resource" not in message.text:
             self.errors.append(message.text)
 
-    def ask(self, text: str, answer: list[str] | None = None, **fields: Any) -> None:
+    def ask(self, text: str, answer: Sequence[str | threading.Event] | None = None, **fields: Any) -> None:
         """Sends `text`; from now on the mock answers with Script(other arguments)."""
         if answer is not None:
             self.will_answer(answer, **fields)
         self.page.fill("#prompt", text)
         self.page.keyboard.press("Enter")
 
-    def will_answer(self, answer: list[str], **fields: Any) -> None:
+    def will_answer(self, answer: Sequence[str | threading.Event], **fields: Any) -> None:
         self.mock.script = Script(answer, **fields)
 
     def until(self, holds: Callable[[], bool], seconds: float = 20) -> None:

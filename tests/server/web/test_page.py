@@ -1,5 +1,6 @@
 """The chat page: failures, an unreachable server, keyboard, colours and small screens."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -157,11 +158,15 @@ def test_a_small_screen_holds_wide_content(tab: Any) -> None:
 
 def test_end_is_followed_until_the_reader_scrolls_up(tab: Any) -> None:
     page = tab.page
-    tab.ask("count", [f"line {i}\n\n" for i in range(200)], pause=0.03)
-    expect(tab.answer().locator(".answer")).to_contain_text("line 25")
+    lines, turned = [f"line {i}\n\n" for i in range(200)], threading.Event()
+    tab.ask("count", [*lines[:30], turned, *lines[30:]], pause=0.03)
+    expect(tab.answer().locator(".answer")).to_contain_text("line 29")
     tab.until(lambda: page.evaluate(LEFT) < 60)
     page.locator("#thread").hover()
+    at_end = settled(page, TOP)
     page.mouse.wheel(0, -50)
+    tab.until(lambda: page.evaluate(TOP) < at_end)
+    turned.set()
     tab.until(lambda: page.evaluate(LEFT) > 200)  # lines arrive, the view stays in place
     place = settled(page, TOP)
     expect(tab.answer().locator(".answer")).to_contain_text("line 150", timeout=20_000)

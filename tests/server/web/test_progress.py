@@ -121,9 +121,11 @@ def test_two_tabs_on_one_chat_keep_what_both_have_asked(tab: Any, open_tab: Call
     other = tab.page.context.new_page()
     other.goto(tab.url)
     expect(other.locator(".answer")).to_have_text("one")
-    tab.ask("second", ["a ", "b ", "c ", "d"], pause=1.0)
+    seen = threading.Event()
+    tab.ask("second", ["a ", "b ", "c ", "d"], pause=1.0, held=seen)
     expect(other.locator(".bubble")).to_have_text(["first", "second"])
     expect(other.locator(".assistant").nth(1)).to_have_attribute("data-status", "streaming")
+    seen.set()
     expect(other.locator(".answer").nth(1)).to_have_text("a b c d", timeout=20_000)  # the second tab follows
     expect(other.locator(".assistant").nth(1)).to_have_attribute("data-status", "done", timeout=20_000)
     other.fill("#prompt", "third")
@@ -149,7 +151,7 @@ def test_an_answer_that_ends_in_the_millisecond_of_a_save_ends_in_other_tabs_too
 def test_queue_and_prompt_of_the_real_engine_are_shown_and_stopped_at_once(
     open_tab: Callable[[str], Any], serve: Any, model: Any
 ) -> None:
-    model.seconds_per_step = model.seconds_of_prefill = 0.3
+    model.seconds_per_step = model.seconds_of_prefill = 2.0  # the prompt takes much longer than all that is done here
     model.reply = "</think>" + "cat " * 100
     with serve(model, max_num_seqs=1, max_model_len=65536) as served:
         tab = open_tab(served.url + "/")

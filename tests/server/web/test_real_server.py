@@ -25,7 +25,7 @@ def test_thinking_answer_stop_and_key(open_tab: Callable[[str], Any], serve: Any
         expect(details).to_contain_text("(as deepseek-v4-flash)")
         assert details.locator("dt").all_inner_texts()[:3] == ["Model", "Prompt", "Answer"]
 
-        model.reply, model.seconds_per_step = "</think>" + "cat " * 400, 0.02
+        model.reply, model.seconds_per_step = "</think>" + "cat " * 4000, 0.02
         tab.ask("count the cats")
         expect(tab.answer().locator(".answer")).to_contain_text("cat cat")
         served.wait_until_running()
