@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,11 +224,17 @@ def test_no_threads_pile_up_before_a_disk_that_hangs(tmp_path: Path, monkeypatch
     disk.close()
 
 
+@pytest.fixture
+def folder_for_all() -> Iterator[Path]:
+    """A folder that other users can enter, unlike pytest's."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="a reader of another user needs root")
-def test_a_reader_without_leave_to_write_sees_what_is_new(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(folder.stat().st_mode | 0o055)
-    disk = open_disk(tmp_path)
+def test_a_reader_without_leave_to_write_sees_what_is_new(folder_for_all: Path) -> None:
+    disk = open_disk(folder_for_all)
     store(disk, 1, 300)
     disk.close()
     asks, answers = os.pipe(), os.pipe()
@@ -234,7 +242,7 @@ def test_a_reader_without_leave_to_write_sees_what_is_new(tmp_path: Path) -> Non
     if child == 0:
         os.setgid(65534)
         os.setuid(65534)
-        reader = open_disk(tmp_path)
+        reader = open_disk(folder_for_all)
         while os.read(asks[0], 1) == b"x":
             os.write(answers[1], bytes(check(reader, number, 300) > 0 for number in (1, 2)))
         os._exit(0)
@@ -245,7 +253,7 @@ def test_a_reader_without_leave_to_write_sees_what_is_new(tmp_path: Path) -> Non
 
     try:
         assert found() == [True, False]
-        disk = open_disk(tmp_path)
+        disk = open_disk(folder_for_all)
         store(disk, 2, 300)
         disk.flush()
         assert found() == [True, True]
