@@ -35,6 +35,7 @@ _writers: weakref.WeakSet[Writer] = weakref.WeakSet()  # of this process
 
 
 def _disown() -> None:
+    """In a forked process: the writers' threads are not there."""
     for writer in list(_writers):
         writer.disown()
     _writers.clear()
@@ -197,6 +198,8 @@ class DiskCache:
         )
 
     def _find(self, keys: PrefixKeys, count: int) -> DiskMatch | None:
+        if self._writer.distrusts:
+            return None
         lost = self._writer.lost
         index = self._open()
         if index is None:

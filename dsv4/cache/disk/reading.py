@@ -55,8 +55,10 @@ class Reader:
         try:
             with self._turn:
                 self._current = reading
-                loaded = None if reading.cancelled else self.disk.load(reading.match, reading.first)
-                self._current = None
+                try:
+                    loaded = None if reading.cancelled else self.disk.load(reading.match, reading.first)
+                finally:
+                    self._current = None
             if not reading.cancelled:
                 reading.loaded = loaded
         finally:

@@ -109,6 +109,11 @@ class Writer:
         self._lost.add(file)
         self.submit(WriteJob(0))
 
+    @property
+    def distrusts(self) -> bool:
+        """True while distrusted prefixes are still in the folder."""
+        return bool(self._distrusted)
+
     def distrust(self, prefixes: Sequence[DistrustedPrefix]) -> None:
         """Remove the files of prefixes, and drop all that waits."""
         with self._changed:

@@ -131,6 +131,7 @@ def test_distrusted_prefixes_are_forgotten_and_what_waits_is_dropped(tmp_path: P
             time.sleep(0.001)
         store(disk, 4, 300)
         disk.distrust([(keys_of(disk, 1), 300), (keys_of(disk, 3), 300)])
+        assert check(disk, 1, 300) == 0, "not even before it is removed"
     disk.flush()
     assert [check(disk, number, 300) for number in (1, 2, 3)] == [0, 300, 0]
     store(disk, 1, 300)
