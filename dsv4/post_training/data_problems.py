@@ -18,15 +18,13 @@ from dsv4.data.stable_hash import stable_hash
 from dsv4.notices import warn_once
 from dsv4.post_training.answer_checks import CHECKS, Check, check_answer, check_available, check_schema
 from dsv4.post_training.problems import Problem
-from dsv4.post_training.rubric import MAX_SCORE, JudgeQuestion, RubricQuestion
+from dsv4.post_training.rubric import DEFAULT_FORM, JudgeForm, JudgeQuestion, RubricQuestion
 from dsv4.post_training.tested_problem import TestedProblem, check_sandbox, read_tests
 from dsv4.text import check_text
 from dsv4.tokenizer.prompts import Ladder
 
 Files = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 SHOWN = 20  # refused rows of a call that are named one by one
-LABELS = {"good": MAX_SCORE, "bad": 0}
-GOOD_OR_BAD = f"A good answer: {MAX_SCORE}. A bad answer: 0."  # rubric of a labelled judgement without one
 P = TypeVar("P", bound=Problem)
 
 
@@ -106,9 +104,11 @@ def read_problems(
     return found
 
 
-def read_judgements(files: Sequence[str], thinking: bool = True) -> tuple[JudgeQuestion, ...]:
+def read_judgements(
+    files: Sequence[str], thinking: bool = True, form: JudgeForm = DEFAULT_FORM
+) -> tuple[JudgeQuestion, ...]:
     """Labelled judgements of all rows that are some, as of `read_problems`: `question`, `answer`, `label`, `rubric`."""
-    return _read(files, lambda row, place: _judgement(row, place, thinking))
+    return _read(files, lambda row, place: _judgement(row, place, thinking, form))
 
 
 @functools.lru_cache(maxsize=4)
@@ -198,13 +198,14 @@ def _asked(row: dict[str, Any], thinking: bool) -> Conversation:
     return read_prompt(request | {"messages": messages}, thinking)
 
 
-def _judgement(row: dict[str, Any], place: str, thinking: bool) -> JudgeQuestion:
-    label = row.get("label")
-    known = LABELS.get(label) if isinstance(label, str) else label
-    if not isinstance(known, int) or isinstance(known, bool) or not 0 <= known <= MAX_SCORE:
-        raise ValueError(f"label is {label!r}; allowed: {', '.join(LABELS)}, 0 to {MAX_SCORE}")
-    question, answer, rubric = _text(row, "question"), _text(row, "answer"), _text(row, "rubric", GOOD_OR_BAD)
-    return JudgeQuestion(place, question, answer, rubric, known, thinking=thinking)
+def _judgement(row: dict[str, Any], place: str, thinking: bool, form: JudgeForm) -> JudgeQuestion:
+    label, labels = row.get("label"), {"good": form.max_score, "bad": 0}
+    known = labels.get(label) if isinstance(label, str) else label
+    if not isinstance(known, int) or isinstance(known, bool) or not 0 <= known <= form.max_score:
+        raise ValueError(f"label is {label!r}; allowed: {', '.join(labels)}, 0 to {form.max_score}")
+    good_or_bad = f"A good answer: {form.max_score}. A bad answer: 0."
+    question, answer, rubric = _text(row, "question"), _text(row, "answer"), _text(row, "rubric", good_or_bad)
+    return JudgeQuestion(place, question, answer, rubric, known, thinking=thinking, form=form)
 
 
 def _answer(row: dict[str, Any], check: Check) -> str | None:

@@ -200,7 +200,7 @@ class GRPORecipe(PolicyRecipe):
             return None
         run, sampling = self.run, self.sampling
         return RubricJudge(
-            policy, folder, self.judge.max_tokens, run.quantized, self.judge.thinking,
+            policy, folder, self.judge.max_tokens, run.quantized, self.judge.thinking, self.judge.form(),
             max_num_seqs=sampling.max_num_seqs, max_model_len=sampling.max_model_len, device=run.device,
         )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Generative reward model: the policy judges answers by a rubric, and is trained to judge where labels are known.
 
 A judge prompt shows the question, the answer between marks and the rubric, and asks for a whole score from 0 to
-`MAX_SCORE` as the last line. The report gives neither format nor scale; a number on a line of its own is what a small
-model can learn to write and a parser reads without doubt.
+`JudgeForm.max_score` as the last line. The report gives neither format nor scale; a number on a line of its own is what
+a small model can learn to write and a parser reads without doubt.
 """
 
 from __future__ import annotations
@@ -10,14 +10,90 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from deepseek_recipe import Conversation, UserMessage
 
 from dsv4.post_training.problems import answer_of
 
-MAX_SCORE = 10
+Agreement = Literal["linear", "exact", "side"]
+JUDGE_PROMPT = """\
+Judge an answer by a rubric.
+
+Question:
+{question}
+
+Answer, between the marks:
+{answer}
+
+Rubric:
+{rubric}
+
+The last line must be: Score: N, with N from 0 (worst) to {max_score} (best)."""
+_FIELD = re.compile(r"\{(question|answer|rubric|max_score)\}")
 _SCORE = re.compile(r"\s*score\s*:\s*(-?\d{1,9})\s*", re.IGNORECASE)  # thousands of digits are no int of Python
 _MARK = "====="
+
+
+@dataclass(frozen=True)
+class JudgeForm:
+    """How a judge is asked for a score, and how a judgement is rewarded where the right score is known.
+
+    `prompt` names `{question}`, `{answer}` and `{rubric}`, and `{max_score}` if it likes; other braces are text.
+    `agreement`: linear, 1 for the right score and less in proportion to the difference; exact, 1 for it alone; side, 1
+    on its side of half of `max_score`. ValueError for a prompt that leaves something out, or a scale below 1.
+    """
+
+    max_score: int = 10
+    prompt: str = JUDGE_PROMPT
+    agreement: Agreement = "linear"
+
+    def __post_init__(self) -> None:
+        if self.max_score < 1:
+            raise ValueError(f"max_score is {self.max_score}; allowed: 1 or more")
+        found = set(_FIELD.findall(self.prompt))
+        if missing := [name for name in ("question", "answer", "rubric") if name not in found]:
+            names = " and ".join(f"{{{name}}}" for name in missing)
+            raise ValueError(f"the judge's prompt {self.prompt[:60]!r} has no {names}; allowed: one with each of them")
+
+    def ask(self, question: str, answer: str, rubric: str, thinking: bool = True) -> Conversation:
+        """The conversation that asks for a score.
+
+        The answer stands between marks. Its lines that look like them are indented, so that it cannot end its own
+        quotation and speak as the judge's user.
+        """
+        lines = [f" {line}" if line.strip().startswith(_MARK) else line for line in answer.splitlines()]
+        texts = {
+            "question": question,
+            "answer": "\n".join([_MARK, *lines, _MARK]),
+            "rubric": rubric,
+            "max_score": str(self.max_score),
+        }
+        text = _FIELD.sub(lambda match: texts[match[1]], self.prompt)
+        return Conversation([UserMessage(text)], thinking_mode=thinking)
+
+    def score(self, text: str) -> int | None:
+        """Score on the last line that is not empty; None if that line is no score from 0 to `max_score`."""
+        lines = [line for line in text.splitlines() if line.strip()]
+        found = _SCORE.fullmatch(lines[-1]) if lines else None
+        if found is None or not 0 <= int(found[1]) <= self.max_score:
+            return None
+        return int(found[1])
+
+    def agrees(self, score: int, label: int) -> float:
+        """Reward, 0 to 1, of a score where `label` is right."""
+        if self.agreement == "exact":
+            return float(score == label)
+        if self.agreement == "side":
+            return float(self.is_good(score) == self.is_good(label))
+        return 1.0 - abs(score - label) / self.max_score
+
+    def is_good(self, score: int) -> bool:
+        """True for a score above half of the highest."""
+        return 2 * score > self.max_score
+
+
+DEFAULT_FORM = JudgeForm()
 
 
 @dataclass(frozen=True)
@@ -45,7 +121,7 @@ class RubricQuestion:
 
 @dataclass(frozen=True)
 class JudgeQuestion:
-    """A judgement with a known label, to train judging: its reward is agreement with `label`, 0 to MAX_SCORE."""
+    """A judgement with a known label, to train judging: its reward is agreement with `label`, a score of `form`."""
 
     key: str
     question: str
@@ -54,41 +130,19 @@ class JudgeQuestion:
     label: int
     domain: str = "judge"
     thinking: bool = True
+    form: JudgeForm = DEFAULT_FORM
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label <= MAX_SCORE:
-            raise ValueError(f"{self.key}: label is {self.label}; allowed: 0 to {MAX_SCORE}")
+        if not 0 <= self.label <= self.form.max_score:
+            raise ValueError(f"{self.key}: label is {self.label}; allowed: 0 to {self.form.max_score}")
 
     def prompt(self) -> Conversation:
-        return judge_prompt(self.question, self.answer, self.rubric, self.thinking)
+        return self.form.ask(self.question, self.answer, self.rubric, self.thinking)
 
     def reward(self, answer: str) -> float:
-        """1 for the label itself, less in proportion to the difference, 0 for what is no score."""
-        score = read_score(answer)
-        return 0.0 if score is None else 1.0 - abs(score - self.label) / MAX_SCORE
-
-
-def judge_prompt(question: str, answer: str, rubric: str, thinking: bool = True) -> Conversation:
-    """The conversation that asks for a score.
-
-    Lines of the answer that look like the marks around it are indented, so that an answer cannot end its own quotation
-    and speak as the judge's user.
-    """
-    quoted = "\n".join(f" {line}" if line.strip().startswith(_MARK) else line for line in answer.splitlines())
-    text = (
-        f"Judge an answer by a rubric.\n\nQuestion:\n{question}\n\nAnswer, between the marks:\n{_MARK}\n{quoted}\n"
-        f"{_MARK}\n\nRubric:\n{rubric}\n\nThe last line must be: Score: N, with N from 0 (worst) to {MAX_SCORE} (best)."
-    )
-    return Conversation([UserMessage(text)], thinking_mode=thinking)
-
-
-def read_score(text: str) -> int | None:
-    """Score on the last line that is not empty; None if that line is no score from 0 to MAX_SCORE."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    found = _SCORE.fullmatch(lines[-1]) if lines else None
-    if found is None or not 0 <= int(found[1]) <= MAX_SCORE:
-        return None
-    return int(found[1])
+        """Agreement with the label, 0 to 1; 0 for what is no score."""
+        score = self.form.score(answer)
+        return 0.0 if score is None else self.form.agrees(score, self.label)
 
 
 @dataclass(frozen=True)
@@ -100,14 +154,14 @@ class Verdict:
     reason: str = ""  # of the value, where there is one
 
 
-def verdict(key: str, thinking: bool, text: str, finished: bool) -> Verdict:
+def verdict(key: str, thinking: bool, text: str, finished: bool, form: JudgeForm = DEFAULT_FORM) -> Verdict:
     """Verdict on an answer to `key`, in the text of a judge; nonsense is an error and no score.
 
     `thinking`: the text begins with the judge's.
     """
     answer = answer_of(text, thinking) if finished else None
-    score = None if answer is None else read_score(answer)
+    score = None if answer is None else form.score(answer)
     if score is None:
         shown = text.strip()[-60:]
-        return Verdict(None, f"the judge of {key} gave no score from 0 to {MAX_SCORE}: ...{shown!r}")
-    return Verdict(score / MAX_SCORE)
+        return Verdict(None, f"the judge of {key} gave no score from 0 to {form.max_score}: ...{shown!r}")
+    return Verdict(score / form.max_score)

@@ -10,14 +10,14 @@ from dsv4.engine import LLM, SamplingParams
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.frozen_models import PolicyCopy
 from dsv4.post_training.rollouts import answer_text, too_long
-from dsv4.post_training.rubric import RubricQuestion, Verdict, judge_prompt, verdict
+from dsv4.post_training.rubric import DEFAULT_FORM, JudgeForm, RubricQuestion, Verdict, verdict
 
 
 class RubricJudge:
     """Judges with the weights that the policy had a step ago, so that all answers of a step have the same judge.
 
     `weights` are these: they follow the policy before an update, after the step's answers are judged. `quantized`: as
-    the policy is served; `thinking`: before a score. Options are those of `LLM`.
+    the policy is served; `thinking`: before a score; `form`: how it is asked. Options are those of `LLM`.
     """
 
     def __init__(
@@ -27,9 +27,10 @@ class RubricJudge:
         max_tokens: int = 256,
         quantized: bool = True,
         thinking: bool = True,
+        form: JudgeForm = DEFAULT_FORM,
         **options: Any,
     ) -> None:
-        self.max_tokens, self.quantized, self.thinking = max_tokens, quantized, thinking
+        self.max_tokens, self.quantized, self.thinking, self.form = max_tokens, quantized, thinking, form
         self.weights = PolicyCopy(policy, quantized)
         self.llm = LLM(self.weights.model, folder=tokenizer, **options)
 
@@ -52,9 +53,9 @@ class RubricJudge:
         outputs = llm.generate(list(asked.values()), params) if asked else []
         for place, output in zip(asked, outputs, strict=True):
             text, finished = answer_text(llm, output.token_ids), output.finish_reason == "stop"
-            found[place] = verdict(problems[place].key, self.thinking, text, finished)
+            found[place] = verdict(problems[place].key, self.thinking, text, finished, self.form)
         return [found[place] for place in range(len(problems))]
 
     def _prompt(self, problem: RubricQuestion, answer: str) -> list[int]:
         assert self.llm.prompts is not None, "questions are judged in text"
-        return self.llm.prompts.encode(judge_prompt(problem.question, answer, problem.rubric, self.thinking))
+        return self.llm.prompts.encode(self.form.ask(problem.question, answer, problem.rubric, self.thinking))

@@ -17,7 +17,7 @@ from dsv4.post_training import judgements
 from dsv4.post_training.data_problems import read_judgements, read_problems
 from dsv4.post_training.judgements import FLATTERY, Judgements, evaluate_judge, judge_all
 from dsv4.post_training.recipe_run import tokenizer_files
-from dsv4.post_training.rubric import JudgeQuestion, RubricQuestion, read_score
+from dsv4.post_training.rubric import DEFAULT_FORM, JudgeQuestion, RubricQuestion
 from dsv4.tokenizer.prompts import PromptEncoder
 from dsv4.training.export import export_model
 from tests.post_training.small_policy import small_policy
@@ -35,7 +35,7 @@ def test_labels_are_true_and_flattery_changes_none() -> None:
     assert [one.label for one in plain] == [one.label for one in praised]
     assert 15 < sum(one.label == 10 for one in plain) < 45
     assert all(after.answer == f"{before.answer}\n{FLATTERY}" for before, after in zip(plain, praised, strict=True))
-    assert read_score(FLATTERY) is None  # praise is no score, should a judge repeat it
+    assert DEFAULT_FORM.score(FLATTERY) is None  # praise is no score, should a judge repeat it
     with pytest.raises(ValueError, match="unknown task gdc"):
         Judgements("gdc")
 
@@ -47,7 +47,7 @@ def test_a_judge_learns_the_worked_answer_and_both_answers_before_its_score(thin
         made = Judgements(TASK, flattering=1.0, thinking=thinking).judgement(number)
         question, record = made.question, judgements.judged_conversation(made)
         asked, answer = record["messages"]
-        assert read_score(answer["content"]) == question.label and FLATTERY in asked["content"]
+        assert DEFAULT_FORM.score(answer["content"]) == question.label and FLATTERY in asked["content"]
         conversation, _ = read_conversation(record)
         assert encoder.encode(conversation) == encoder.encode(question.prompt())
         given = question.answer.removesuffix(f"\n{FLATTERY}")

@@ -277,9 +277,10 @@ def test_the_recipe_judges_by_the_policy_of_a_step_ago_and_trains_it_to_judge(
     made = recipe_run.make_policy
     monkeypatch.setattr(recipe_run, "make_policy", lambda *given: policies.append(made(*given)) or policies[0])
     monkeypatch.setattr(RubricJudge, "scores", noted)
-    monkeypatch.setattr(rubric_judge, "verdict", lambda key, thinking, text, finished: Verdict(len({*text}) % 11 / 10))
+    monkeypatch.setattr(rubric_judge, "verdict", lambda *given: Verdict(len({*given[2]}) % 11 / 10))
     monkeypatch.setattr(JudgeQuestion, "reward", lambda self, answer: len({*answer}) % 11 / 10)
     words = [str(folder), *judged_files(tmp_path), "optimizer.rate=0.05", "optimizer.warmup_steps=0", "run.steps=3"]
+    words += ["judge.prompt=Q {question}\nA {answer}\nR {rubric}", "judge.agreement=side", "judge.max_score=4"]
     assert grpo.main([*words, "--run-dir", str(tmp_path / "run")]) == 0
     lines = metrics(tmp_path / "run")
     assert all(line["updates"] and line["left_out"] == 0 for line in lines)
@@ -288,6 +289,7 @@ def test_the_recipe_judges_by_the_policy_of_a_step_ago_and_trains_it_to_judge(
         assert line["judge_excess"] == pytest.approx(line["judge_reward"] - line["known_reward"])
     (judge,) = {*judges}
     assert (judge.max_tokens, judge.thinking, judge.quantized) == (4, False, True)
+    assert (judge.form.max_score, judge.form.agreement, judge.form.prompt[:2]) == (4, "side", "Q ")
     (first, begun), (second, after), (third, _) = heads
     served = as_stored("head.weight", begun)
     assert torch.equal(first, served) and torch.equal(second, served)  # of the policy before its first update
