@@ -20,12 +20,13 @@ from dsv4.training.schedule import Schedule
 
 
 class OptimizerSection(Section):
+    kind: Literal["muon", "adamw"] = "muon"  # of matrices; AdamW for all else
     rate: Positive = 1e-4
     warmup_steps: Whole = 5
     decay_fraction: Share = 0.0
     final_ratio: Share = 0.1
     weight_decay: NotNegative = 0.0
-    momentum: Share = 0.95
+    momentum: Share = 0.95  # Muon's
     grad_clip: Positive = UpdateSettings.grad_clip
 
     def schedule(self) -> Schedule:
@@ -35,7 +36,7 @@ class OptimizerSection(Section):
         """Optimizer of the parameters that take a gradient."""
         return MuonAdamW(
             model, config, momentum=self.momentum, weight_decay=self.weight_decay,
-            compute_dtype=product_dtype(model.device),
+            compute_dtype=product_dtype(model.device), matrices=self.kind,
         )  # fmt: skip
 
 

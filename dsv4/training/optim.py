@@ -33,22 +33,34 @@ class ParameterRule:
 
 
 def parameter_rule(
-    name: str, shape: tuple[int, ...], sizes: SplitSizes, adapters: Optimizer = "adamw_no_decay"
+    name: str,
+    shape: tuple[int, ...],
+    sizes: SplitSizes,
+    adapters: Optimizer = "adamw_no_decay",
+    matrices: Optimizer = "muon",
 ) -> ParameterRule:
-    """Rule of the parameter `name` of `shape`, from the table of parameters; of an adapter, that of `adapters`."""
+    """Rule of the parameter `name` of `shape`, from the table of parameters.
+
+    Of an adapter it is that of `adapters`, and of a parameter for which the table has Muon, that of `matrices`.
+    """
     if is_adapter(name):
-        matrices = ((shape[-2], shape[-1]),) * (shape[0] if len(shape) == 3 else 1)
-        return ParameterRule(name, adapters, matrices if adapters == "muon" else ())
+        shapes = ((shape[-2], shape[-1]),) * (shape[0] if len(shape) == 3 else 1)
+        return ParameterRule(name, adapters, shapes if adapters == "muon" else ())
     kind = row_of(name).optimizer
+    if kind == "muon":
+        kind = matrices
     return ParameterRule(name, kind, matrix_shapes(name, shape, sizes) if kind == "muon" else ())
 
 
 def split_parameters(
-    named: Iterable[tuple[str, nn.Parameter]], config: SplitSizes, adapters: Optimizer = "adamw_no_decay"
+    named: Iterable[tuple[str, nn.Parameter]],
+    config: SplitSizes,
+    adapters: Optimizer = "adamw_no_decay",
+    matrices: Optimizer = "muon",
 ) -> list[ParameterRule]:
     """Rules of the trainable parameters and the router biases, in the order of `named`."""
     return [
-        parameter_rule(name, tuple(parameter.shape), config, adapters)
+        parameter_rule(name, tuple(parameter.shape), config, adapters, matrices)
         for name, parameter in named
         if parameter.requires_grad or name.endswith("gate.bias")
     ]
@@ -93,7 +105,7 @@ class MuonAdamW:
 
     Muon: M <- mu M + G; O = HybridNS(mu M + G) * sqrt(max(n, m)) * gamma; W <- W (1 - lr wd) - lr O.
     What no gradient reaches in a step stays as it is. Matrices of one shape are stepped together: hundreds of experts
-    then take a few batched products.
+    then take a few batched products. With `matrices="adamw"` AdamW steps them too, each parameter whole.
     """
 
     def __init__(
@@ -108,6 +120,7 @@ class MuonAdamW:
         eps: float = 1e-20,
         compute_dtype: torch.dtype = torch.bfloat16,
         adapters: Optimizer = "adamw_no_decay",
+        matrices: Optimizer = "muon",
     ) -> None:
         self.momentum, self.gamma, self.weight_decay, self.compute_dtype = momentum, gamma, weight_decay, compute_dtype
         # Keyword arguments with which a helper process builds its copy.
@@ -119,9 +132,10 @@ class MuonAdamW:
             "eps": eps,
             "compute_dtype": compute_dtype,
             "adapters": adapters,
+            "matrices": matrices,
         }
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.rules = split_parameters(model.named_parameters(), config, adapters)
+        self.rules = split_parameters(model.named_parameters(), config, adapters, matrices)
         muon = [rule for rule in self.rules if rule.kind == "muon"]
         self._groups: dict[AttentionPhase, list[_MuonGroup]] = {"sparse": self._group_matrices(muon)}
         # By parameter name, in the parameter's shape.

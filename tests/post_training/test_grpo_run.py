@@ -22,6 +22,7 @@ from dsv4.post_training.policy_run import LoopSettings
 from dsv4.post_training.recipe_run import make_policy, tokenizer_files
 from dsv4.post_training.recipes import GRPORecipe
 from dsv4.post_training.rewards import Reward, RewardSettings
+from dsv4.post_training.run_keys import OptimizerSection
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.post_training.updates import UpdateError
 from dsv4.post_training.v4_run import tokens_of
@@ -37,8 +38,10 @@ SETTINGS = GRPORunSettings(
 )
 
 
-def make_run(run_dir: Path, loop: LoopSettings = LOOP, judged=has_f, settings=SETTINGS) -> GRPORun:
+def make_run(run_dir: Path, loop: LoopSettings = LOOP, judged=has_f, settings=SETTINGS, kind="muon") -> GRPORun:
     policy, optimizer = small_policy()
+    if kind != "muon":
+        optimizer = OptimizerSection(kind=kind).optimizer(policy.model, policy.model.config)
     return GRPORun(policy, optimizer, TextProblems(judged), loop, settings, run_dir, quiet=True)
 
 
@@ -64,11 +67,13 @@ def test_the_reward_rises_and_training_computes_what_the_engine_sampled(tmp_path
         assert max(differences) == 0.0
 
 
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    whole = make_run(tmp_path / "whole")
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, kind: str) -> None:
+    whole = make_run(tmp_path / "whole", kind=kind)
+    assert bool(whole.optimizer.momenta()) == (kind == "muon")
     whole.run()
     for stop in (1, 2, None):  # a new process each time
-        run = make_run(tmp_path / "parts")
+        run = make_run(tmp_path / "parts", kind=kind)
         run.run(stop)
     assert run.position == replace(whole.position, seconds=run.position.seconds)
     assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(run).items())

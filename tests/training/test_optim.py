@@ -117,6 +117,23 @@ def test_two_muon_steps_equal_the_formula_block_by_block() -> None:
     torch.testing.assert_close(model.attn.wq_b.weight.detach().view(3, 4, 5), expected, rtol=0, atol=1e-6)
 
 
+def test_adamw_steps_matrices_too_where_it_is_asked_to() -> None:
+    model = Tiny()
+    optimizer = MuonAdamW(model, CONFIG, weight_decay=0.1, matrices="adamw")
+    name = "attn.wq_b.weight"
+    assert optimizer.momenta() == [] and all(rule.kind != "muon" for rule in optimizer.rules)
+    copy = torch.nn.Parameter(model.get_parameter(name).detach().clone())
+    alone = torch.optim.AdamW([copy], lr=0.02, betas=(0.9, 0.95), eps=1e-20, weight_decay=0.1)
+    for seed in (1, 2):
+        model.fill_gradients(seed)
+        gradient = model.get_parameter(name).grad
+        assert gradient is not None
+        copy.grad = gradient * 0.5
+        optimizer.step(lr=0.02, grad_scale=0.5)
+        alone.step()
+    assert torch.equal(model.get_parameter(name), copy)
+
+
 @pytest.mark.parametrize(("name", "across"), [("wgate.weight", 0), ("ape", 1)])
 def test_the_two_series_of_overlapping_windows_are_orthogonalized_apart(name: str, across: int) -> None:
     """Rows of a projection, columns of `ape`."""
