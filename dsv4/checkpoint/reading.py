@@ -56,7 +56,8 @@ def load_model(
     Call `model.requires_grad_(True)` before training.
 
     weights: "stored" keeps FP4, FP8 and BF16 matrices in the mapped files, where the kernels read them: the model takes
-    the memory of its checkpoint, and its float32 results have the same bits. "widened" makes matrices of `dtype`. The
+    the memory of its checkpoint, and its float32 results have the same bits (with AMX, up to rounding:
+    `kernels.backends.stored_as_widened`). "widened" makes matrices of `dtype`. The
     default is "stored" if the native kernels run the model (CPU, float32), else "widened". `requires_grad_(True)`
     widens.
 

@@ -101,6 +101,15 @@ def uses_native(operation: str, *tensors: Tensor | None) -> bool:
     return rung.backward or not records(*given)
 
 
+def stored_as_widened() -> bool:
+    """True if products with weights in FP4, FP8 or BF16 have the bits of those with the same weights in fp32.
+
+    AMX multiplies the former alone, in the order of its tiles.
+    """
+    module = native_module()
+    return module is None or module.selected() != "amx"
+
+
 @cache
 def _dtype_name(dtype: dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -9,6 +9,7 @@ Given texts, which nobody sampled, have a teacher too, and its KL over the full 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class DistillationSettings(UpdateSettings):
 
     samples: int = 1  # answers per prompt
     estimate: Estimate = "full"
+    temperature: float = 1.0  # of the samples; KL and log-probabilities are of the distributions at 1
     kl_chunk: int = CHUNK  # tokens whose logits are in memory
     episodes: EpisodeLimits = field(default_factory=EpisodeLimits)
 
@@ -64,6 +66,13 @@ class DistillationSettings(UpdateSettings):
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
         if self.estimate not in ("full", "sampled"):
             raise ValueError(f"estimate is {self.estimate!r}; allowed: full, sampled")
+        if not 0.0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; allowed: more than 0")
+        if self.estimate == "sampled" and self.temperature != 1.0:
+            raise ValueError(
+                f"temperature is {self.temperature:g} with the sampled estimate, whose tokens are drawn from what is "
+                "trained; allowed: 1, or the full estimate"
+            )
 
 
 @dataclass
@@ -139,7 +148,7 @@ class DistillationRun(PolicyRun):
         with self._sampling() as samplers:
             llm = samplers(self.position.problems)
             first, problems, prompts = self.take_problems(llm, self.loop.prompts)
-            params = SamplingParams(max_tokens=self.loop.max_tokens)
+            params = SamplingParams(max_tokens=self.loop.max_tokens, temperature=settings.temperature)
             seed = stable_hash("distillation", self.loop.seed, first) >> 2
             episodes = Episodes(settings.episodes, TrajectoryFiles(self.run_dir / "episodes"), self.sessions.of(first))
             return ask(llm, problems, prompts, settings.samples, params, seed, episodes), problems

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dsv4.checkpoint import load_model, stored_format
 from dsv4.checkpoint.atomic import new_file
+from dsv4.kernels.backends import stored_as_widened
 from dsv4.model.transformer import Transformer
 from dsv4.training.qat import round_weights
 from dsv4.training.state import StateError
@@ -22,9 +23,14 @@ STORED = "official"  # the format whose values a quantized policy computes with
 def load_frozen(
     folder: Path, quantized: bool, numerics: str = "float", device: torch.device | str = "cpu"
 ) -> Transformer:
-    """The model in `folder`, frozen. `quantized`: with the values that the official layout would store of it."""
-    if not quantized or stored_format(folder) == STORED:  # whose matrices stay in their files
-        return load_model(folder, device=device, numerics=numerics)
+    """The model in `folder`, frozen. `quantized`: with the values that the official layout would store of it.
+
+    What is stored so stays in its files, unless products with it then have other bits than the policy's, whose weights
+    are in fp32.
+    """
+    if not quantized or stored_format(folder) == STORED:
+        weights = None if stored_as_widened() else "widened"
+        return load_model(folder, device=device, numerics=numerics, weights=weights)
     model = load_model(folder, device=device, numerics=numerics, weights="widened").requires_grad_()
     round_weights(model)
     return model.freeze()

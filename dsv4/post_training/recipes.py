@@ -289,7 +289,8 @@ class DistillRecipe(PolicyRecipe):
     def settings(self) -> DistillationSettings:
         one, run = self.distillation, self.run
         return DistillationSettings(
-            samples=one.samples, estimate=one.estimate, kl_chunk=one.kl_chunk, micro_tokens=run.micro_tokens,
+            samples=one.samples, estimate=one.estimate, temperature=self.sampling.temperature,
+            kl_chunk=one.kl_chunk, micro_tokens=run.micro_tokens,
             grad_clip=self.optimizer.grad_clip, quantized=run.quantized, balance=run.balance, indexer=run.indexer,
             recompute=run.recompute, episodes=self.episodes.limits(self.sampling.max_model_len),
         )  # fmt: skip

@@ -45,12 +45,12 @@ class SamplingSection(Section):
     max_tokens: Count = LoopSettings.max_tokens  # of an answer
     max_num_seqs: Count = 32  # of the engine at a time
     max_model_len: Count = 2048
+    temperature: Positive = 1.0
 
 
 class RolloutSection(SamplingSection):
-    """Sampling of rollouts: how tokens are drawn, too."""
+    """Sampling of rollouts, which may leave tokens out."""
 
-    temperature: Positive = 1.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     top_k: Whole = 0  # 0: no limit
     min_p: Share = 0.0

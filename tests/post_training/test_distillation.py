@@ -158,6 +158,24 @@ def test_a_teacher_equal_to_the_student_moves_nothing(tmp_path: Path, folders: d
         assert line["kl"] == 0.0 and line["grad_norm"] == 0.0
 
 
+def test_samples_may_be_drawn_at_another_temperature(tmp_path: Path, folders: dict[str, Path]) -> None:
+    """KL is of the distributions at 1, and so are the log-probabilities, in the engine as in training."""
+    one = replace(LOOP, steps=1)
+    for temperature in (1.0, 0.3):
+        settings = replace(SETTINGS, temperature=temperature)
+        make_run(tmp_path / str(temperature), folders, one, settings).run()
+    ((plain,), (cold,)) = (metrics(tmp_path / name) for name in ("1.0", "0.3"))
+    assert cold["kl"] != plain["kl"] > 0.0
+    if backends.native_module() is not None:
+        assert cold["train_serve_difference"] == plain["train_serve_difference"] == 0.0
+    keys = ['problems.tasks=["gcd"]', "sampling.temperature=0.3"]
+    assert read_recipe(DistillRecipe, None, keys).settings().temperature == 0.3
+    with pytest.raises(ValueError, match=r"temperature is 0.3 with the sampled estimate, .*; allowed: 1, or the full"):
+        replace(SETTINGS, temperature=0.3, estimate="sampled")
+    with pytest.raises(ValueError, match="temperature is 0.0; allowed: more than 0"):
+        replace(SETTINGS, temperature=0.0)
+
+
 def test_trained_tokens_are_those_that_the_student_saw(
     tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +249,7 @@ def test_whole_episodes_are_distilled_on_their_sampled_tokens(
         asked.append(sample_episodes(*arguments))
         return list(asked[-1])
 
-    monkeypatch.setattr("dsv4.post_training.distillation.SamplingParams", lambda max_tokens: stopping(vocab))
+    monkeypatch.setattr("dsv4.post_training.distillation.SamplingParams", lambda **_: stopping(vocab))
     monkeypatch.setattr("dsv4.post_training.asking.sample_episodes", noted)
     settings = replace(SETTINGS, micro_tokens=2000, episodes=EpisodeLimits(turns=3))
     teachers = Teachers({"default": Teacher(folders["student"])}, tmp_path / "hidden", vocab)
