@@ -17,9 +17,11 @@ from dsv4.server.errors import RequestError
 from dsv4.server.unchecked_json import json_objects
 from dsv4.tokenizer.loss_mask import encode_training
 from dsv4.tokenizer.prompts import PromptEncoder, with_budget, with_messages
+from dsv4.tokenizer.quick_instructions import QuickInstruction, encode_quick_training, quick_instruction
 from dsv4.tokenizer.special import BOS, EOS
 
 THINKS = "conversation thinks"  # key of a part of a conversation: the whole one's mode, which the part may not show
+TASK = "task"  # key of a message: the quick instruction that follows it
 _MODEL = "training"  # name of the model in the requests that a conversation is read from
 _OPTIONS = recipe.ConversionOptions().with_model_alias(_MODEL, recipe.ModelVersion.DeepseekV4Pro)
 
@@ -57,6 +59,12 @@ class RecordEncoder:
         ]
 
     def _conversation(self, record: dict[str, Any]) -> Encoded:
+        if asks_quick_instruction(record):
+            conversation, name, answer = read_quick_instruction(record)
+            check_effort(record, self._prompts.ladder)
+            ids, mask = encode_quick_training(self._prompts, conversation, name, answer)
+            said = sum(len(message.content.encode()) for message in conversation.messages) + len(answer.encode())
+            return Encoded(np.array(ids, np.uint32), np.array(mask, np.uint8), said)
         conversation, target = read_conversation(record)
         check_effort(record, self._prompts.ladder)
         context = _context(record, conversation)
@@ -84,6 +92,39 @@ def read_conversation(record: dict[str, Any]) -> tuple[recipe.Conversation, reci
     end = len(conversation.messages) - len(answered)
     target = cast(recipe.AssistantMessage, conversation.messages[end])
     return with_messages(conversation, conversation.messages[:end]), target
+
+
+def asks_quick_instruction(record: dict[str, Any]) -> bool:
+    """True if a message of a conversation has a `task`, as the official encoder calls a quick instruction."""
+    return any(isinstance(message, dict) and message.get(TASK) is not None for message in record[MESSAGES])
+
+
+def read_quick_instruction(record: dict[str, Any]) -> tuple[recipe.Conversation, QuickInstruction, str]:
+    """Split a Chat Completions request into the conversation, the quick instruction about it and its answer.
+
+    The message before the last has the `task`; the last, the assistant's, has the answer's text alone. Thinking mode is
+    on as in `read_conversation`, or if there is an effort. ValueError names what is wrong, with its place.
+    """
+    messages: list[Any] = record[MESSAGES]
+    asked = len(messages) - 2
+    for place, message in enumerate(messages):
+        if place != asked and isinstance(message, dict) and message.get(TASK) is not None:
+            raise ValueError(f"messages[{place}].task: allowed on the message before the last, whose answer is learned")
+    name = quick_instruction(messages[asked].get(TASK), f"messages[{asked}].task")
+    answer = _adapted(messages[-1], f"messages[{asked + 1}]")
+    text = answer.get("content")
+    others = sorted(key for key, value in answer.items() if key not in ("role", "content") and value)
+    if answer.get("role") != "assistant" or not isinstance(text, str) or not text or others:
+        shown = f" with {', '.join(others)}" if others else ""
+        raise ValueError(
+            f"messages[{asked + 1}]: a message of the {answer.get('role')}{shown} answers the task {name}; allowed: "
+            "one of the assistant with a text as content, and nothing else"
+        )
+    thinks = record.get(THINKS) is True or any(has_reasoning(message) for message in messages)
+    thinks = thinks or record.get("reasoning_effort") not in (None, "none")
+    conversation = _converted(record, [_adapted(one, f"messages[{n}]") for n, one in enumerate(messages[:-1])], thinks)
+    _check_arguments(messages)
+    return conversation, name, text
 
 
 def read_prompt(record: dict[str, Any], thinking: bool) -> recipe.Conversation:
@@ -148,7 +189,10 @@ def _adapted(message: object, place: str) -> dict[str, Any]:
             raise ValueError(f"{place}.function_call: calls are allowed in tool_calls")
         if fields.get("weight") not in (None, 0, 1):
             raise ValueError(f"{place}.weight: {fields['weight']!r}; 0 and 1 are allowed")
-    return {name: value for name, value in fields.items() if name != "weight" and (name != "tool_calls" or value != [])}
+    left_out = ("weight", TASK)
+    return {
+        name: value for name, value in fields.items() if name not in left_out and (name != "tool_calls" or value != [])
+    }
 
 
 def _context(record: dict[str, Any], conversation: recipe.Conversation) -> set[int]:

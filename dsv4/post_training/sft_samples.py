@@ -2,7 +2,8 @@
 
 Without tools a thinking model sees earlier turns without their thinking, so each assistant turn is a sample of its own;
 with tools it keeps all thinking, and without thinking there is none to drop: then a conversation is one sample with
-loss on every assistant turn (report, Interleaved Thinking). All samples of a conversation have its mode.
+loss on every assistant turn (report, Interleaved Thinking). All samples of a conversation have its mode. A conversation
+with a quick instruction is one sample, with loss on the answer to it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from dsv4.data.encoding import THINKS, Encoded, RecordEncoder, has_reasoning, is_learned
+from dsv4.data.encoding import THINKS, Encoded, RecordEncoder, asks_quick_instruction, has_reasoning, is_learned
 from dsv4.data.records import Entry, Record, RecordError, Source
 from dsv4.tokenizer.prompts import PromptEncoder
 
@@ -37,6 +38,8 @@ class Refusal:
 
 def split_turns(record: dict[str, Any]) -> list[dict[str, Any]]:
     """The conversations, each ending with an assistant's message to learn, that are the samples of one."""
+    if asks_quick_instruction(record):  # whose answer alone is learned
+        return [record]
     messages = record["messages"]
     answers = [place for place, message in enumerate(messages) if message.get("role") == "assistant"]
     thinks = any(has_reasoning(messages[place]) for place in answers)

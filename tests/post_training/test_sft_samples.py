@@ -205,6 +205,52 @@ def test_a_fault_of_earlier_messages_is_said_once(tmp_path: Path, prompts: Promp
     assert last.place.endswith(":2")
 
 
+def test_a_quick_instruction_is_one_sample_with_loss_on_its_answer(tmp_path: Path, prompts: PromptEncoder) -> None:
+    talk = [user("Hi"), assistant("Hello", "A greeting."), user("Is it wet in Oslo?")]
+    rows = [
+        {"messages": [*talk[:2], talk[2] | {"task": "query"}, assistant("rain Oslo")]},
+        {"messages": [talk[2] | {"task": "action"}, assistant("Search")]},
+        {"messages": [talk[2] | {"task": "action"}, assistant("Search")], "reasoning_effort": "high"},
+        {"messages": [talk[0], talk[1] | {"task": "title"}, assistant("Greeting")]},
+    ]
+    samples = read(tmp_path, prompts, *rows)
+    texts = []
+    for sample in samples:
+        assert isinstance(sample, Sample)
+        texts.append(prompts.tokenizer.decode(sample.encoded.ids.tolist()))
+        answer = sample.record["messages"][-1]["content"]
+        assert trained(sample, prompts) == f"{answer}<｜end▁of▁sentence｜>"
+        assert sample.encoded.num_bytes == sum(len(m["content"]) for m in sample.record["messages"])
+    assert "A greeting" not in texts[0] and "<｜User｜>Is it wet in Oslo?<｜query｜>rain Oslo" in texts[0]
+    assert "</think><｜action｜>Search" in texts[1] and "<think><｜action｜>Search" in texts[2]
+    assert "A greeting.</think>Hello<｜end▁of▁sentence｜><｜title｜>Greeting" in texts[3]
+
+
+def test_quick_instructions_are_refused_in_words(tmp_path: Path, prompts: PromptEncoder) -> None:
+    asked = user("Hi") | {"task": "query"}
+    found = read(
+        tmp_path, prompts,
+        {"messages": [user("Hi") | {"task": "ask"}, assistant("x")]},
+        {"messages": [asked, assistant("x"), user("y"), assistant("z")]},
+        {"messages": [user("Hi"), assistant("x", task="title")]},
+        {"messages": [asked, assistant("x", "Hm.")]},
+        {"messages": [asked, assistant("", tool_calls=[CALL])]},
+        {"messages": [user("Hi") | {"task": "title"}, assistant("x")]},
+        {"messages": [user("Hi") | {"task": "read_url"}, assistant("x")]},
+    )  # fmt: skip
+    reasons = [one.reason for one in found if isinstance(one, Refusal)]
+    for reason, wanted in zip(reasons, [
+        "messages[0].task: 'ask'; allowed: action, query, authority, domain, read_url, title",
+        "messages[0].task: allowed on the message before the last, whose answer is learned",
+        "messages[1].task: allowed on the message before the last, whose answer is learned",
+        "messages[1]: a message of the assistant with reasoning_content answers the task query; allowed: one",
+        "messages[1]: a message of the assistant with tool_calls answers the task query; allowed: one",
+        "title: the conversation ends with a message of the user; allowed: one that ends with the assistant's",
+        "read_url: the user's text has no <｜extracted_url｜>",
+    ], strict=True):  # fmt: skip
+        assert wanted in reason, reason
+
+
 def test_rows_are_read_as_the_api_reads_them(tmp_path: Path, prompts: PromptEncoder) -> None:
     parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "there"}]
     same: list[tuple[dict[str, Any], dict[str, Any]]] = [
