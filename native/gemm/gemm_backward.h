@@ -4,26 +4,15 @@
 // An element of a gradient is a sum over terms: the outputs for dx, the group's rows for dW, ascending. Each TERM_BLOCK
 // of terms is one chain of fused multiply-adds from zero, and the chains' sums are added in order. So an element
 // depends on its own row and column of the factors alone, not on register tiles or threads. With `pairs` the factors of
-// a gradient are rounded to BF16, and a chain takes two terms at a time.
+// a gradient are rounded to BF16, and a chain takes two terms at a time, or AMX sums a block (gradient_tiles.h).
 #pragma once
 
 #include "gemm/gemm.h"
 #include "gemm/gradient_pairs.h"
+#include "gemm/gradient_sum.h"
+#include "gemm/gradient_tiles.h"
 
 namespace dsv4::DSV4_ISA {
-
-constexpr int64_t TERM_BLOCK = 256;
-constexpr int64_t SUM_COLUMNS = 256;  // columns packed at a time: TERM_BLOCK terms of them fit the second-level cache
-
-// y[i][j] = sum over t of a[i * item + t * term] * b[t][j]; the terms t are b's outputs, the columns j its inputs. With
-// `more` the sum is added to y, as further blocks of terms.
-struct Sum {
-    const float* a;
-    int64_t items, item, term;
-    Weight b;
-    Rows y;
-    bool more = false, pairs = false;  // pairs: factors rounded to BF16, where HAS_GRADIENT_PAIRS
-};
 
 // Register tile of R items times P panels of 16 columns, one chain over the terms; added to y if `add_to` is set.
 // Element t of item r is a[r * item + t * term]; with PAIRS elements and terms are BF16 pairs.
@@ -48,13 +37,6 @@ template <int R, int P, bool PAIRS = false>
 template <bool PAIRS>
 inline int64_t steps_of(int64_t terms) {
     return PAIRS ? (terms + 1) / 2 : terms;
-}
-
-// Columns [j0, j1) of term t of b, where they lie or dequantized into values.
-inline const float* read_term(const Weight& b, int64_t t, int64_t j0, int64_t j1, float* values) {
-    if (b.kind == Kind::f32) return reinterpret_cast<const float*>(b.data + t * b.stride) + j0;
-    dequantize_row(b, t, j0, j1, values);
-    return values;
 }
 
 // Packs terms [t0, t1), columns [j0, j1) of b into panels [steps][16], padded with zeros.
@@ -133,6 +115,15 @@ inline void sum_block(const Sum& s, int64_t i0, int64_t i1, int64_t j0, int64_t 
     } while (t0 < terms);
 }
 
+// The same of factors rounded to BF16, where HAS_GRADIENT_PAIRS.
+inline void sum_rounded(const Sum& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+#if defined(DSV4_ISA_AMX)
+    sum_tiles(s, i0, i1, j0, j1);
+#else
+    sum_block<HAS_GRADIENT_PAIRS>(s, i0, i1, j0, j1);
+#endif
+}
+
 inline void sums(const std::vector<Sum>& list) {
     struct Task {
         const Sum* sum;
@@ -154,7 +145,7 @@ inline void sums(const std::vector<Sum>& list) {
         }
     parallel(static_cast<int64_t>(tasks.size()), [&](int64_t number, int) {
         const Task& task = tasks[static_cast<size_t>(number)];
-        auto* run = HAS_GRADIENT_PAIRS && task.sum->pairs ? sum_block<HAS_GRADIENT_PAIRS> : sum_block<false>;
+        auto* run = HAS_GRADIENT_PAIRS && task.sum->pairs ? sum_rounded : sum_block<false>;
         run(*task.sum, task.i0, task.i1, task.j0, task.j1);
     });
 }

@@ -1,12 +1,13 @@
 // Factors of gradients as BF16 pairs: two neighbouring terms side by side, rounded to nearest, the even term in the lower
-// half. A pair's products are added to an fp32 sum (micro_kernel.h). Numbers below 2^-126 count as zero.
+// half. A pair's products are added to an fp32 sum (micro_kernel.h, gradient_tiles.h). Numbers below 2^-126 count as
+// zero.
 #pragma once
 
 #include "gemm/weights.h"
 
 namespace dsv4::DSV4_ISA {
 
-#if defined(DSV4_ISA_AVX512_BF16)
+#if defined(DSV4_ISA_AVX512_BF16) || defined(DSV4_ISA_AMX)
 constexpr bool HAS_GRADIENT_PAIRS = true;
 
 [[gnu::always_inline]] inline V round_pairs(V even, V odd) {
