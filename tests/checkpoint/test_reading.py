@@ -18,6 +18,7 @@ from dsv4.analysis import tensor_inventory
 from dsv4.checkpoint import iter_float_tensors, load_model, names, read_config, save_model
 from dsv4.checkpoint.mapped import mapped_files
 from dsv4.config import ModelConfig
+from dsv4.kernels.backends import stored_as_widened
 from dsv4.kernels.stored import StoredStack, StoredTensor, StoredWeight
 from dsv4.model.stacks import official_tensors
 
@@ -276,7 +277,8 @@ def test_a_stack_of_experts_stored_in_several_dtypes(tiny: Any, tiny_config: Mod
     assert torch.equal(stack, wide.get_parameter("layers.1.ffn.experts.w1"))
     ids = torch.arange(40)[None] % tiny_config.vocab_size
     with torch.no_grad():
-        assert torch.equal(model(ids), wide(ids))
+        got, want = model(ids), wide(ids)
+    assert torch.equal(got, want) if stored_as_widened() else torch.allclose(got, want, rtol=0.0, atol=2e-4)
     save_model(model, model.config, tmp_path / "again", "fp32")
     assert_same(
         load_model(tmp_path / "again", weights="widened"),

@@ -9,6 +9,7 @@ import torch
 
 from dsv4.checkpoint import convert, load_model, save_model
 from dsv4.checkpoint.adapter_files import Adapter
+from dsv4.kernels.backends import stored_as_widened
 from dsv4.kernels.stored import StoredWeight
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.lora import is_adapter
@@ -55,10 +56,15 @@ def logits(model: Transformer, length: int = 150) -> torch.Tensor:
         return model.next_token_logits(batch)
 
 
+def same(got: torch.Tensor, want: torch.Tensor) -> bool:
+    """Equal, or up to rounding where a product with a stored weight is summed in another order (AMX)."""
+    return torch.equal(got, want) if stored_as_widened() else torch.allclose(got, want, rtol=0.0, atol=3e-5)
+
+
 def test_new_adapters_leave_the_base_s_bits_and_formats(base: Path) -> None:
     plain = load_model(base)
     model = load_adapted(base, SETTINGS, torch.device("cpu"), generator())
-    assert torch.equal(logits(model), logits(plain))
+    assert same(logits(model), logits(plain))
     stored = {name for name, p in plain.named_parameters() if isinstance(p, StoredWeight)}
     assert stored and stored == {name for name, p in model.named_parameters() if isinstance(p, StoredWeight)}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -176,7 +182,7 @@ def test_adapters_of_a_widened_model(base: Path) -> None:
     fill(widened)
     stored = load_adapted(base, SETTINGS, torch.device("cpu"), generator())
     fill(stored)
-    assert torch.equal(logits(widened), logits(stored))
+    assert same(logits(widened), logits(stored))
 
 
 def test_an_adapted_indexer_has_the_loss_that_it_has_among_others() -> None:
