@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from dsv4 import cli
+from dsv4.config import nano_path
 from dsv4.data.encoding import read_conversation
 from dsv4.data.tasks import split_of
 from dsv4.engine import LLM
@@ -24,6 +26,7 @@ from dsv4.post_training.problems import Explained
 from dsv4.post_training.rollouts import Rollout
 from dsv4.post_training.v4_recipe import CURVE
 from dsv4.tokenizer.loss_mask import encode_training
+from dsv4.tokenizer.prompts import write_effort_ladder
 from tests.post_training.small_policy import small_policy
 
 
@@ -200,7 +203,10 @@ def test_the_commands_write_and_score(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["eval", "domains", *keys]) == 0
     found = json.loads(capsys.readouterr().out)["scores"]
     assert [(one["effort"], one["asked"]) for one in found] == [("low", 2), ("max", 2)]
-    assert cli.main(["eval", "domains", "--domains", "mathematics", "--efforts", "low", "high"]) == 2
+    april = shutil.copytree(nano_path(), tmp_path / "april")
+    write_effort_ladder(april, "preview")
+    same = ["eval", "domains", "--model", str(april), "--domains", "mathematics", "--efforts", "low", "high"]
+    assert cli.main(same) == 2
     assert "efforts low and high have the same prompt under the ladder preview" in capsys.readouterr().err
     assert cli.main(["eval", "domains", "--domains", "mathematics", "--efforts", "25", "75"]) == 2
     assert "efforts are budgets, and the ladder of" in capsys.readouterr().err
