@@ -277,6 +277,7 @@ def test_a_run_of_budgets_has_one_window_and_one_budget_in_a_group(tmp_path: Pat
 def test_efforts_that_read_alike_are_refused(tmp_path: Path) -> None:
     for path in nano_path().glob("*.json"):
         shutil.copy(path, tmp_path)
+    write_effort_ladder(tmp_path, "preview")
     with pytest.raises(ValueError, match=r"efforts low and high have the same prompt under the ladder preview .*0731"):
         check_ladder(tmp_path, EFFORTS)
     check_ladder(tmp_path, ("low", "max"))

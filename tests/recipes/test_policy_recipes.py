@@ -179,7 +179,7 @@ def test_problems_of_a_file_are_trained_on_and_belong_to_the_run(
     monkeypatch.chdir(tmp_path)
     assert grpo.main([str(folder), "problems.data=p.jsonl", *SHORT, "objective.resample=1", "--run-dir", str(run)]) == 0
     told = "".join(capsys.readouterr().out.split())
-    assert "thepromptofp.jsonl:2has1204tokens;allowedbymax_model_len:512;itsrolloutsareleftout" in told
+    assert "thepromptofp.jsonl:2has1278tokens;allowedbymax_model_len:512;itsrolloutsareleftout" in told
     assert [(line["step"], line["left_out"]) for line in metrics(run)] == [(0, 8), (1, 8)]
     monkeypatch.chdir("/")
     assert grpo.main(["--resume", "--run-dir", str(run)]) == 0

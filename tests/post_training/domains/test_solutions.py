@@ -99,7 +99,7 @@ def test_larger_budgets_have_longer_reasoning_more_often(tmp_path: Path, prompts
     small, large = (sum(len(one["messages"][-1]["reasoning_content"]) for one in half) / len(half) for half in halves)
     assert small < large and length_weights(1) == length_weights("low") and length_weights(100) == length_weights("max")
     refused = [one for one in read_samples(find_sources([str(tmp_path)]), prompts) if not isinstance(one, Sample)]
-    assert len(refused) == 300 and "a number, and the model's ladder of efforts is preview" in refused[0].reason
+    assert len(refused) == 300 and "a number, and the model's ladder of efforts is 0731" in refused[0].reason
 
 
 def test_runs_of_the_same_seed_ask_other_problems() -> None:
