@@ -83,7 +83,7 @@ def read_conversation(record: dict[str, Any]) -> tuple[recipe.Conversation, reci
     messages = [_adapted(message, f"messages[{place}]") for place, message in enumerate(record[MESSAGES])]
     if not messages or messages[-1].get("role") != "assistant":
         raise ValueError("a conversation ends with a message of the assistant, the answer to train on")
-    thinks = record.get(THINKS) is True or any(has_reasoning(message) for message in messages)
+    thinks = _thinks(record)
     if thinks and record.get("reasoning_effort") == "none":
         raise ValueError("reasoning_effort is none, but a message has reasoning: leave one of them out")
     answered = _answered(messages[-1])
@@ -120,8 +120,7 @@ def read_quick_instruction(record: dict[str, Any]) -> tuple[recipe.Conversation,
             f"messages[{asked + 1}]: a message of the {answer.get('role')}{shown} answers the task {name}; allowed: "
             "one of the assistant with a text as content, and nothing else"
         )
-    thinks = record.get(THINKS) is True or any(has_reasoning(message) for message in messages)
-    thinks = thinks or record.get("reasoning_effort") not in (None, "none")
+    thinks = _thinks(record) or record.get("reasoning_effort") not in (None, "none")
     conversation = _converted(record, [_adapted(one, f"messages[{n}]") for n, one in enumerate(messages[:-1])], thinks)
     _check_arguments(messages)
     return conversation, name, text
@@ -152,6 +151,11 @@ def is_learned(message: dict[str, Any]) -> bool:
 def has_reasoning(message: dict[str, Any]) -> bool:
     """True for a message of the assistant with reasoning, under either of its names."""
     return message.get("role") == "assistant" and bool(message.get("reasoning_content") or message.get("reasoning"))
+
+
+def _thinks(record: dict[str, Any]) -> bool:
+    """True if a message of the assistant has reasoning, or the whole conversation of which this is a part thinks."""
+    return record.get(THINKS) is True or any(has_reasoning(message) for message in record[MESSAGES])
 
 
 def _converted(record: dict[str, Any], messages: list[dict[str, Any]], thinking: bool) -> recipe.Conversation:
